@@ -1,0 +1,1 @@
+"""align: preference alignment of language models, centred on the DPO family."""

@@ -1,0 +1,88 @@
+"""The formulas, one per file. The union `AnyObjective` is the registry: a member is an objective.
+
+Adding one: its file, its import and its name in the union, its test file, its tiny recipe, its row
+in the README's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from align.errors import RecipeError
+from align.objectives.base import Objective
+from align.objectives.cdpo import CDPO
+from align.objectives.dpo import DPO
+from align.objectives.ipo import IPO
+from align.objectives.rdpo import RDPO
+from align.objectives.rpo import RPO
+from align.objectives.sppo import SPPO
+
+AnyObjective = Annotated[CDPO | DPO | IPO | RDPO | RPO | SPPO, Field(discriminator="name")]
+
+_BY_NAME: dict[str, type[Objective]] = {
+    member.model_fields["name"].default: member for member in get_args(get_args(AnyObjective)[0])
+}
+_adapter: TypeAdapter[Objective] = TypeAdapter(AnyObjective)
+
+
+def objective_from(node: Mapping[str, Any] | Objective) -> Objective:
+    """The objective that a recipe's `objective` section describes; an objective is given back.
+
+    Raises:
+        RecipeError: an unknown name or field (with the nearest right one) or a bad value; all
+            faults at once, each by its key.
+    """
+    if isinstance(node, Objective):
+        return node
+    if not isinstance(node, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - YAML's word
+        raise RecipeError(
+            f"`objective` must be a mapping such as {{name: dpo, beta: 0.1}}, not {node!r}."
+        )
+    name = node.get("name")
+    if not isinstance(name, str) or name not in _BY_NAME:
+        found = "is missing" if "name" not in node else f"is {name!r}, which is no objective"
+        raise RecipeError(
+            f"`objective.name` {found}{_nearest(str(name), _BY_NAME)}; there are "
+            f"{', '.join(sorted(_BY_NAME))}."
+        )
+    try:
+        return _adapter.validate_python(dict(node))
+    except ValidationError as error:
+        raise RecipeError(" ".join(_sentence(fault, name) for fault in error.errors())) from None
+
+
+def _sentence(fault: Mapping[str, Any], name: str) -> str:
+    """One fault that pydantic found in a node of this name, as a sentence that names its key."""
+    fields = _BY_NAME[name].model_fields
+    key = ".".join(str(part) for part in fault["loc"][1:])
+    if not key:  # a rule between fields
+        return f"`objective` ({name}): {fault['msg'].removeprefix('Value error, ')}."
+    if key not in fields:
+        others = ", ".join(field for field in fields if field != "name")
+        return f"`objective.{key}` is no field of `{name}`{_nearest(key, fields)}; it has {others}."
+    return (
+        f"`objective.{key}` is {fault['input']!r}: {fault['msg'].removeprefix('Value error, ')}. "
+        f"({fields[key].description})"
+    )
+
+
+def _nearest(word: str, right: Mapping[str, Any]) -> str:
+    matches = get_close_matches(word.lower(), list(right), n=1)
+    return f" (did you mean `{matches[0]}`?)" if matches else ""
+
+
+__all__ = [
+    "CDPO",
+    "DPO",
+    "IPO",
+    "RDPO",
+    "RPO",
+    "SPPO",
+    "AnyObjective",
+    "Objective",
+    "objective_from",
+]

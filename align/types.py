@@ -1,0 +1,116 @@
+"""What the rooms hand to each other as tensors, and the legend of the axes.
+
+Axes, used in every docstring of the library:
+
+    B  pairs (or sequences) of a batch      T  completion tokens, padded to the longest
+    S  positions of a padded row            V  vocabulary
+    N  completions of one prompt
+
+Log-probabilities are in nats. This module imports torch and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+X = TypeVar("X")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or unchanged where it is float64 already."""
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Logps:
+    """Log-probs of the completion tokens of B sequences, padded to T tokens.
+
+    Attributes:
+        token: [B, T] float, log p(y_t | x, y_<t) in nats; what stands where `mask` is False is
+            never read.
+        mask: [B, T] bool, True on completion tokens, the end-of-turn token included.
+    """
+
+    token: Tensor
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if self.token.shape != self.mask.shape or self.token.dim() != 2:
+            raise ValueError(
+                f"Logps needs token and mask of one shape [B, T]; got {tuple(self.token.shape)} "
+                f"and {tuple(self.mask.shape)}."
+            )
+        if self.mask.dtype != torch.bool:
+            raise ValueError(f"Logps.mask must be bool, not {self.mask.dtype}.")
+
+    def total(self) -> Tensor:
+        """[B] nats: the sum over completion tokens, in float32 or wider."""
+        # masked_fill and not a product: a masked slot may hold inf or nan, and inf * 0 is nan.
+        return at_least_float32(self.token).masked_fill(~self.mask, 0.0).sum(dim=1)
+
+    def average(self) -> Tensor:
+        """[B] nats per token."""
+        return self.total() / self.lengths()
+
+    def lengths(self) -> Tensor:
+        """[B] number of completion tokens."""
+        return self.mask.sum(dim=1)
+
+    def detached(self) -> Logps:
+        """The same values without gradient."""
+        return Logps(self.token.detach(), self.mask)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair(Generic[X]):
+    """One thing per side of a preference pair; the sides may differ in width T."""
+
+    chosen: X
+    rejected: X
+
+
+@dataclass(frozen=True, eq=False)
+class PairInputs:
+    """Everything an objective may read about B pairs. None means: the recipe did not ask for it.
+
+    Attributes:
+        policy: log-probs under the policy that is trained; the only field with gradient.
+        reference: pi_ref, the fixed anchor of the KL term.
+        previous: pi_t, the policy at the start of this round; it sampled the data.
+        earlier: pi_{t-1}, one round before `previous`.
+        guide: the frozen model whose token log-ratios weigh TGDPO.
+        anchor: the proximal anchor of Nash-MP (frozen or moving average).
+        score: [B] each, an annotator's number (reward or win rate) in its own units.
+        preference: [B] in [0, 1], P(chosen beats rejected); None means 1.
+        token_weight: [B, T] each, weight of every completion token's log-ratio.
+    """
+
+    policy: Pair[Logps]
+    reference: Pair[Logps] | None = None
+    previous: Pair[Logps] | None = None
+    earlier: Pair[Logps] | None = None
+    guide: Pair[Logps] | None = None
+    anchor: Pair[Logps] | None = None
+    score: Pair[Tensor] | None = None
+    preference: Tensor | None = None
+    token_weight: Pair[Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectiveOutput:
+    """What an objective returns about B pairs.
+
+    Attributes:
+        loss: [B], unreduced, float32 or wider; the trainer owns every mean.
+        reward: [B] each, detached: the per-side term whose difference the objective compares.
+        metrics: detached tensors [B] by name.
+    """
+
+    loss: Tensor
+    reward: Pair[Tensor]
+    metrics: Mapping[str, Tensor]

@@ -1,0 +1,445 @@
+"""What every member of `AnyObjective` has to do, tested for free by being a member.
+
+`OBJECTIVES` holds each member with its defaults, and once more per value of every literal or
+boolean field; what cannot be derived so (a needs that hangs on a number) goes into `FURTHER`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from itertools import product
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from align.errors import AlignError
+from align.objectives import AnyObjective, Objective, objective_from
+from align.types import Logps, ObjectiveOutput, Pair, PairInputs
+
+MEMBERS: list[type[Objective]] = list(get_args(get_args(AnyObjective)[0]))
+FURTHER: Mapping[str, list[dict[str, Any]]] = {}
+
+ROLES = ("policy", "reference", "previous", "earlier", "guide", "anchor")
+OPTIONAL = {field.name for field in fields(PairInputs)} - {"policy"}
+WITH_A_NEUTRAL_NONE = ("preference", "token_weight")
+B, T = 6, 5
+
+
+def variants(member: type[Objective]) -> list[Objective]:
+    choices = {}
+    for name, field in member.model_fields.items():
+        if field.annotation is bool:
+            choices[name] = [False, True]
+        elif get_origin(field.annotation) is Literal:
+            choices[name] = list(get_args(field.annotation))
+    nodes = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
+    nodes += FURTHER.get(member.model_fields["name"].default, [])
+    return [member(**node) for node in nodes]
+
+
+OBJECTIVES = [objective for member in MEMBERS for objective in variants(member)]
+every_objective = pytest.mark.parametrize(
+    "objective",
+    OBJECTIVES,
+    ids=lambda o: "-".join(str(v) for v in o.model_dump().values() if not isinstance(v, float)),
+)
+
+
+def random_inputs(
+    objective: Objective, dtype: torch.dtype = torch.float64, optional: bool = True, seed: int = 0
+) -> PairInputs:
+    """Every role and column, but of preference and token_weight only what it accepts."""
+    torch.manual_seed(seed)
+    lengths = {side: torch.randint(1, T + 1, (B,)) for side in ("chosen", "rejected")}
+
+    def logps(side: str) -> Logps:
+        mask = torch.arange(T) < lengths[side][:, None]
+        token = -torch.rand(B, T, dtype=torch.float64) * 2
+        return Logps(token.masked_fill(~mask, 0.0).to(dtype), mask)
+
+    inputs = PairInputs(
+        **{role: Pair(logps("chosen"), logps("rejected")) for role in ROLES},
+        score=Pair(*torch.rand(2, B, dtype=torch.float64).to(dtype)),
+    )
+    if optional and "preference" in objective.needs | objective.accepts:
+        inputs = replace(inputs, preference=torch.rand(B, dtype=torch.float64).to(dtype))
+    if optional and "token_weight" in objective.needs | objective.accepts:
+        weight = torch.rand(2, B, T, dtype=torch.float64).to(dtype)
+        inputs = replace(inputs, token_weight=Pair(*weight))
+    return inputs
+
+
+def mapped(
+    inputs: PairInputs,
+    per_pair: Callable[[Tensor], Tensor],
+    per_token: Callable[[Tensor, Tensor], Tensor],
+) -> PairInputs:
+    """`inputs` with a change to every [B] tensor, and to every [B, T] one (given its mask)."""
+
+    def role(pair: Pair[Logps] | None) -> Pair[Logps] | None:
+        return pair and Pair(
+            *[
+                Logps(per_token(side.token, side.mask), per_token(side.mask, side.mask))
+                for side in (pair.chosen, pair.rejected)
+            ]
+        )
+
+    score, preference, weight = inputs.score, inputs.preference, inputs.token_weight
+    return PairInputs(
+        **{name: role(getattr(inputs, name)) for name in ROLES},
+        score=score and Pair(per_pair(score.chosen), per_pair(score.rejected)),
+        preference=None if preference is None else per_pair(preference),
+        token_weight=weight
+        and Pair(
+            per_token(weight.chosen, inputs.policy.chosen.mask),
+            per_token(weight.rejected, inputs.policy.rejected.mask),
+        ),
+    )
+
+
+def rows(inputs: PairInputs, index: Any) -> PairInputs:
+    return mapped(inputs, lambda x: x[index], lambda x, _: x[index])
+
+
+def tensors(output: ObjectiveOutput) -> dict[str, Tensor]:
+    return {
+        "loss": output.loss,
+        "reward chosen": output.reward.chosen,
+        "reward rejected": output.reward.rejected,
+        **output.metrics,
+    }
+
+
+def assert_same(
+    found: ObjectiveOutput | dict[str, Tensor], wanted: ObjectiveOutput | dict[str, Tensor]
+) -> None:
+    found = found if isinstance(found, dict) else tensors(found)
+    wanted = wanted if isinstance(wanted, dict) else tensors(wanted)
+    assert found.keys() == wanted.keys()
+    for name in found:
+        torch.testing.assert_close(
+            found[name], wanted[name], rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def with_gradient(inputs: PairInputs, field: str) -> tuple[PairInputs, list[Tensor]]:
+    """`inputs` whose tensors of this field are leaves that ask for gradient, and these leaves."""
+    leaves: list[Tensor] = []
+
+    def leaf(x: Tensor) -> Tensor:
+        leaves.append(x.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    value = getattr(inputs, field)
+    if isinstance(value, Tensor):
+        return replace(inputs, **{field: leaf(value)}), leaves
+    sides = [
+        Logps(leaf(side.token), side.mask) if isinstance(side, Logps) else leaf(side)
+        for side in (value.chosen, value.rejected)
+    ]
+    return replace(inputs, **{field: Pair(*sides)}), leaves
+
+
+def loss_and_gradients(objective: Objective, inputs: PairInputs) -> tuple[Tensor, list[Tensor]]:
+    inputs, leaves = with_gradient(inputs, "policy")
+    loss = objective(inputs).loss
+    return loss.detach(), list(torch.autograd.grad(loss.sum(), leaves))
+
+
+@every_objective
+def test_everything_is_per_pair_and_only_the_loss_has_gradient(objective):
+    inputs, _ = with_gradient(random_inputs(objective), "policy")
+    output = objective(inputs)
+    assert output.loss.requires_grad
+    for name, value in tensors(output).items():
+        assert value.shape == (B,), name
+        assert value.requires_grad == (name == "loss"), name
+
+
+@every_objective
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("at", ["right", "left"])
+def test_what_is_masked_counts_for_nothing(objective, garbage, at):
+    inputs = random_inputs(objective)
+
+    def pad(x: Tensor, mask: Tensor) -> Tensor:
+        if x.dtype == torch.bool:
+            extra = torch.zeros(B, 3, dtype=torch.bool)
+        else:
+            x, extra = x.masked_fill(~mask, garbage), torch.full((B, 3), garbage, dtype=x.dtype)
+        return torch.cat([x, extra] if at == "right" else [extra, x], dim=1)
+
+    padded = mapped(inputs, lambda x: x, pad)
+    assert_same(objective(padded), objective(inputs))
+
+    _, wanted = loss_and_gradients(objective, inputs)
+    _, found = loss_and_gradients(objective, padded)
+    for side, grad, own in zip(("chosen", "rejected"), found, wanted, strict=True):
+        mask = getattr(padded.policy, side).mask
+        assert torch.equal(grad[~mask], torch.zeros_like(grad[~mask]))
+        torch.testing.assert_close(grad[mask], own[getattr(inputs.policy, side).mask])
+
+
+@every_objective
+def test_a_batch_is_its_halves_one_after_the_other(objective):
+    inputs = random_inputs(objective)
+    halves = [tensors(objective(rows(inputs, half))) for half in (slice(0, 2), slice(2, B))]
+    joined = {name: torch.cat([half[name] for half in halves]) for name in halves[0]}
+    assert_same(joined, objective(inputs))
+
+
+@every_objective
+def test_the_order_of_the_pairs_does_not_matter(objective):
+    inputs, order = random_inputs(objective), torch.tensor([3, 0, 5, 1, 4, 2])
+    wanted = {name: value[order] for name, value in tensors(objective(inputs)).items()}
+    assert_same(objective(rows(inputs, order)), wanted)
+
+
+@every_objective
+def test_an_empty_batch_has_an_empty_loss(objective):
+    assert objective(rows(random_inputs(objective), slice(0, 0))).loss.shape == (0,)
+
+
+@every_objective
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("side", ["chosen", "rejected", "both", "none"])
+def test_loss_and_gradient_are_finite_far_away_and_at_the_start(objective, dtype, side):
+    """A side at -1e4 nats per token under the policy; with "none" the policy equals every role."""
+    inputs = random_inputs(objective, dtype)
+    inputs = replace(inputs, **dict.fromkeys(ROLES, inputs.policy))
+    policy = {
+        name: Logps(torch.full_like(logps.token, -1e4), logps.mask)
+        if side in (name, "both")
+        else logps
+        for name, logps in (("chosen", inputs.policy.chosen), ("rejected", inputs.policy.rejected))
+    }
+    loss, grads = loss_and_gradients(objective, replace(inputs, policy=Pair(**policy)))
+    assert loss.isfinite().all()
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+@every_objective
+def test_the_gradient_is_that_of_the_loss(objective):
+    inputs = random_inputs(objective)
+
+    def loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+        policy = Pair(
+            Logps(chosen, inputs.policy.chosen.mask), Logps(rejected, inputs.policy.rejected.mask)
+        )
+        return objective(replace(inputs, policy=policy)).loss
+
+    _, leaves = with_gradient(inputs, "policy")
+    assert torch.autograd.gradcheck(loss, leaves)
+    assert all(grad.abs().sum() > 0 for grad in torch.autograd.grad(loss(*leaves).sum(), leaves))
+
+
+@every_objective
+def test_nothing_but_the_policy_gets_gradient(objective):
+    inputs, _ = with_gradient(random_inputs(objective), "policy")
+    for field in sorted(OPTIONAL):
+        if getattr(inputs, field) is not None:
+            leaking, leaves = with_gradient(inputs, field)
+            objective(leaking).loss.sum().backward()
+            assert all(leaf.grad is None or not leaf.grad.any() for leaf in leaves), field
+
+
+@every_objective
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_the_maths_is_done_in_float32_or_wider(objective, given, wanted):
+    inputs = random_inputs(objective, given)
+    found = tensors(objective(inputs))
+    assert {value.dtype for value in found.values()} == {wanted}
+    # and not widened after the event: as exact as float64 maths on the same rounded inputs
+    exact = objective(
+        mapped(inputs, Tensor.double, lambda x, _: x if x.dtype == torch.bool else x.double())
+    )
+    torch.testing.assert_close(found["loss"].double(), exact.loss, rtol=1e-5, atol=1e-5)
+
+
+@every_objective
+def test_the_dtype_is_the_policys_whatever_the_columns_are(objective):
+    inputs = random_inputs(objective, torch.float32)
+    wide = mapped(inputs, Tensor.double, lambda x, _: x)
+    assert objective(wide).loss.dtype == torch.float32
+
+
+@every_objective
+def test_it_survives_yaml(objective):
+    node = yaml.safe_load(yaml.safe_dump(objective.model_dump()))
+    again = objective_from(node)
+    assert again == objective
+    assert hash(again) == hash(objective)
+    assert type(again) is type(objective)
+
+
+@every_objective
+def test_it_is_frozen(objective):
+    for name in type(objective).model_fields:
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(objective, name, getattr(objective, name))
+
+
+@every_objective
+def test_needs_and_accepts_name_fields_of_the_inputs(objective):
+    assert objective.needs <= OPTIONAL
+    assert objective.accepts <= OPTIONAL
+    assert not objective.needs & objective.accepts
+
+
+@every_objective
+def test_a_declared_need_that_is_missing_is_named(objective):
+    inputs = random_inputs(objective)
+    for field in sorted(objective.needs):
+        with pytest.raises(AlignError, match=f"`{objective.name}` needs `{field}`"):
+            objective(replace(inputs, **{field: None}))
+
+
+@every_objective
+def test_what_is_not_declared_is_not_read(objective):
+    inputs = random_inputs(objective)
+    undeclared = OPTIONAL - objective.needs - objective.accepts - set(WITH_A_NEUTRAL_NONE)
+    poisoned, absent = inputs, inputs
+    for field in sorted(undeclared):
+        pair = getattr(inputs, field)
+        nan = Pair(
+            *[
+                Logps(x.token * math.nan, ~x.mask) if isinstance(x, Logps) else x * math.nan
+                for x in (pair.chosen, pair.rejected)
+            ]
+        )
+        poisoned = replace(poisoned, **{field: nan})
+        absent = replace(absent, **{field: None})
+    assert_same(objective(poisoned), objective(inputs))
+    assert_same(objective(absent), objective(inputs))
+
+
+@every_objective
+def test_what_is_declared_is_read(objective):
+    inputs, other = random_inputs(objective), random_inputs(objective, seed=1)
+    other = replace(other, **{role: _over(inputs, getattr(other, role)) for role in ROLES})
+    for field in sorted(objective.needs | objective.accepts):
+        changed = replace(inputs, **{field: getattr(other, field)})
+        assert not torch.allclose(objective(changed).loss, objective(inputs).loss), field
+
+
+def _over(inputs: PairInputs, pair: Pair[Logps]) -> Pair[Logps]:
+    """The values of `pair` over the masks of `inputs`."""
+    return Pair(
+        Logps(pair.chosen.token, inputs.policy.chosen.mask),
+        Logps(pair.rejected.token, inputs.policy.rejected.mask),
+    )
+
+
+@every_objective
+def test_a_preference_is_honoured_or_refused(objective):
+    inputs = random_inputs(objective, optional=False)
+    sure, unsure = torch.ones(B), torch.full((B,), 0.5)
+    if "preference" not in objective.needs | objective.accepts:
+        with pytest.raises(AlignError, match=f"`{objective.name}` .*`preference`"):
+            objective(replace(inputs, preference=sure))
+        return
+    assert_same(objective(replace(inputs, preference=sure)), objective(inputs))
+    for bad in (1.2, -0.1, math.nan, math.inf):
+        column = unsure.clone()
+        column[2] = bad
+        with pytest.raises(AlignError, match=r"Pair 2 .*`preference`"):
+            objective(replace(inputs, preference=column))
+
+
+@every_objective
+def test_token_weights_are_honoured_or_refused(objective):
+    inputs = random_inputs(objective, optional=False)
+    ones = Pair(torch.ones(B, T), torch.ones(B, T))
+    if "token_weight" not in objective.needs | objective.accepts:
+        with pytest.raises(AlignError, match=f"`{objective.name}` .*`token_weight`"):
+            objective(replace(inputs, token_weight=ones))
+        return
+    assert_same(objective(replace(inputs, token_weight=ones)), objective(inputs))
+    for side in ("chosen", "rejected"):
+        broken = {"chosen": torch.ones(B, T), "rejected": torch.ones(B, T)}
+        broken[side][4, 0] = math.inf
+        with pytest.raises(AlignError, match=f"Pair 4 .*`{side}_token_weight`"):
+            objective(replace(inputs, token_weight=Pair(**broken)))
+
+
+@pytest.mark.parametrize("objective", [o for o in OBJECTIVES if "score" in o.needs])
+def test_scores_that_are_not_finite_are_refused(objective):
+    inputs = random_inputs(objective)
+    for side in ("chosen", "rejected"):
+        for bad in (math.nan, math.inf):
+            both = {
+                "chosen": inputs.score.chosen.clone(),
+                "rejected": inputs.score.rejected.clone(),
+            }
+            both[side][3] = bad
+            with pytest.raises(AlignError, match=f"Pair 3 .*`{side}_score`"):
+                objective(replace(inputs, score=Pair(**both)))
+
+
+@every_objective
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_roles_scored_over_other_tokens_are_refused(objective, side):
+    inputs = random_inputs(objective)
+    for role in sorted(objective.needs & set(ROLES)):
+        pair = getattr(inputs, role)
+        logps = getattr(pair, side)
+        shorter = Logps(logps.token[:, :-1], logps.mask[:, :-1])
+        shifted = Logps(logps.token, logps.mask.roll(1, dims=0))
+        for other in (shorter, shifted):
+            with pytest.raises(AlignError, match=f"{side} mask of `{role}`"):
+                objective(replace(inputs, **{role: replace(pair, **{side: other})}))
+
+
+@every_objective
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_a_completion_without_tokens_is_refused(objective, side):
+    inputs = random_inputs(objective)
+    logps = getattr(inputs.policy, side)
+    mask = logps.mask.clone()
+    mask[1] = False
+    inputs = replace(inputs, policy=replace(inputs.policy, **{side: Logps(logps.token, mask)}))
+    with pytest.raises(AlignError, match=f"Pair 1 .*{side} completion"):
+        objective(inputs)
+
+
+@every_objective
+def test_columns_of_another_shape_are_refused(objective):
+    inputs = random_inputs(objective)
+    for field in sorted((objective.needs | objective.accepts) - set(ROLES)):
+        value = getattr(inputs, field)
+        cut = value[:-1] if isinstance(value, Tensor) else Pair(value.chosen[:-1], value.rejected)
+        with pytest.raises(AlignError, match=rf"{field}` has shape \["):
+            objective(replace(inputs, **{field: cut}))
+
+
+@every_objective
+def test_sides_of_different_counts_are_refused(objective):
+    inputs = random_inputs(objective)
+    fewer = Pair(inputs.policy.chosen, rows(inputs, slice(0, 4)).policy.rejected)
+    with pytest.raises(AlignError, match="6 chosen completions and 4 rejected"):
+        objective(replace(inputs, policy=fewer))
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.__name__)
+def test_hyper_parameters_are_finite_described_numbers(member):
+    name = member.model_fields["name"].default
+    for key, field in member.model_fields.items():
+        if key == "name":
+            continue
+        assert field.description, f"{name}.{key} has no description"
+        assert not field.is_required(), f"{name}.{key} has no default"
+        if field.annotation is float:
+            for bad in (math.nan, math.inf, -math.inf, -1.0, True, "much", None):
+                with pytest.raises(AlignError, match=key):
+                    objective_from({"name": name, key: bad})
