@@ -1,0 +1,159 @@
+"""Frozen policies as named roles: who they are, where they come from, what they say about our rows.
+
+A role (`reference`, `previous`, `earlier`, `guide`, `anchor`) is scored once over all rows, before
+training, and its per-token log-probs become columns of the dataset; training then keeps only the
+policy in memory. The scores are stored under a key made of everything that determines them, so a
+stale one can never be read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from align.manifest import damage, publish
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+ROLES = ("reference", "previous", "earlier", "guide", "anchor")
+START = "start"
+
+
+def cache_root() -> Path:
+    """Where scores and built-in models are kept: $ALIGN_CACHE, or ~/.cache/align."""
+    return Path(os.environ.get("ALIGN_CACHE") or Path.home() / ".cache" / "align")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a frozen policy is.
+
+    Attributes:
+        source: where it came from, for people: `start`, a folder, a hub id.
+        weights: sha256 over every parameter and buffer, an adapter's included.
+        tokenizer: sha256 over the tokenizer, its special tokens and its chat template.
+        dtype: weights' dtype and the autocast dtype the scores were made in.
+    """
+
+    source: str
+    weights: str
+    tokenizer: str
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of everything but `source`, which has no influence on a score."""
+        return digest([self.weights, self.tokenizer, self.dtype])[:16]
+
+    def to_json(self) -> dict[str, str]:
+        """Plain values for a manifest."""
+        return asdict(self)
+
+
+def digest(parts: Iterable[str]) -> str:
+    """Sha256 over length-prefixed texts, in hex."""
+    h = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        h.update(len(data).to_bytes(8, "little") + data)
+    return h.hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Sha256 over names, dtypes, shapes and bytes of the whole state, in hex."""
+    h = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # Viewed as bytes, because numpy knows neither bfloat16 nor float8.
+        h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return h.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Sha256 over vocabulary, merges, special tokens and chat template, in hex."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = (
+        backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    )
+    special = repr(sorted((k, str(v)) for k, v in tokenizer.special_tokens_map.items()))
+    return digest([content, special, repr(tokenizer.chat_template)])
+
+
+def rows_digest(dataset: Dataset, columns: Sequence[str]) -> str:
+    """Sha256 over the given columns of all rows, in order, in hex."""
+    h = hashlib.sha256()
+    batches: Any = dataset.select_columns(list(columns)).iter(batch_size=1000)
+    for batch in batches:
+        h.update(repr([batch[name] for name in columns]).encode())
+    return h.hexdigest()
+
+
+class ConfigOnly(nn.Module):
+    """A model with a config and no weights.
+
+    TRL's DPOTrainer loads a second copy of the policy from its original folder whenever no
+    reference model is given, which is a wrong reference when the weights were changed in memory. It
+    is given this instead.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__()
+        self.config = config
+
+
+SCORED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def score_columns(role: str) -> tuple[str, str]:
+    """Names of the two dataset columns that hold a role's per-token log-probs."""
+    return f"{role}_chosen_logps", f"{role}_rejected_logps"
+
+
+class RoleScores:
+    """The scores of one identity over one set of rows, on disk.
+
+    Args:
+        root: folder that holds all scores.
+        identity: whose scores they are.
+        rows: `rows_digest` over `SCORED_COLUMNS`; it covers token ids, truncation and order.
+    """
+
+    def __init__(self, root: Path, identity: Identity, rows: str) -> None:
+        self.folder = root / f"{identity.key}-{rows[:16]}"
+        self._about = {"identity": identity.to_json(), "rows": rows}
+
+    def load(self, role: str) -> Dataset | None:
+        """The two score columns under the role's names, or None when they are absent or damaged."""
+        from datasets import Dataset
+
+        if not self.folder.is_dir() or damage(self.folder) is not None:
+            return None
+        stored = Dataset.load_from_disk(str(self.folder / "scores"))
+        return stored.rename_columns(
+            dict(zip(("chosen", "rejected"), score_columns(role), strict=True))
+        )
+
+    def save(self, chosen: Sequence[Any], rejected: Sequence[Any]) -> None:
+        """Publishes per-token log-probs [nats], one float32 array per row and side."""
+        from datasets import Dataset, Features, List, Value
+
+        features = Features({"chosen": List(Value("float32")), "rejected": List(Value("float32"))})
+        if damage(self.folder) is None:
+            # Another run that shares the cache was quicker; its readers keep what they read.
+            return
+        partial = self.folder.with_name(f"{self.folder.name}.partial-{os.getpid()}")
+        partial.mkdir(parents=True, exist_ok=True)
+        table = Dataset.from_dict({"chosen": chosen, "rejected": rejected}, features=features)
+        table.save_to_disk(str(partial / "scores"))
+        publish(partial, self.folder, self._about)

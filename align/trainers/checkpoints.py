@@ -1,0 +1,166 @@
+# pyright: basic
+"""Checkpoints that can be trusted: sealed, published by one rename, verified when read.
+
+A run goes on only from a checkpoint that is whole and that belongs to the same run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from align.errors import RecipeError
+from align.manifest import damage, publish, read_about
+from align.trainers.base import TrainerBase
+from align.trainers.settings import run_settings
+
+logger = logging.getLogger(__name__)
+
+STAGING = "staging"
+STATE = "align_state_{rank}.json"
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first, whole or not."""
+    found = [
+        (int(match[1]), path)
+        for path in output_dir.glob("checkpoint-*")
+        if path.is_dir() and (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def newest_whole_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint whose every file is as it was written; the log names damaged ones."""
+    for path in checkpoints(output_dir):
+        problem = damage(path)
+        if problem is None:
+            return path
+        logger.warning("Skipping %s: %s. Trying the one before it.", path.name, problem)
+    return None
+
+
+def refuse_other_run(
+    checkpoint: Path, now: Mapping[str, Any], allow_change: Collection[str] = ()
+) -> None:
+    """Compares the settings of the run that wrote `checkpoint` with the present ones.
+
+    Raises:
+        RecipeError: a setting outside `allow_change` differs; the text lists every one.
+    """
+    then = read_about(checkpoint)["run"]
+    # Through JSON, so that a tuple and a list, or 1 and 1.0, are not a difference.
+    now = json.loads(json.dumps(now))
+    changed = [
+        f"{key}: {_short(then.get(key))} -> {_short(now.get(key))}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key) and key not in allow_change
+    ]
+    if changed:
+        raise RecipeError(
+            f"{checkpoint} belongs to another run than this one, so going on from it would mix two "
+            f"runs. Changed since it was written: {'; '.join(changed)}. Put these back, start a "
+            "new run in another folder, or name the fields in `--allow-change` if you mean it."
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+class Checkpointing(TrainerBase):
+    """The part of the trainer that saves and resumes."""
+
+    _settings: dict[str, Any]
+    _staging = False
+
+    def settings(self) -> dict[str, Any]:
+        """Everything a resumed run must have in common with the one that wrote the checkpoint."""
+        return run_settings(self)
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The signal that ended training early, if one did."""
+        return self._signal.stopped
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in `Trainer`; `True` means the newest whole checkpoint, or afresh where none is.
+
+        Raises:
+            RecipeError: the checkpoint belongs to a run with other settings, or is named and
+                damaged.
+        """
+        checkpoint: Path | None = None
+        if resume_from_checkpoint is True:
+            checkpoint = newest_whole_checkpoint(Path(self.args.output_dir))
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            if problem := damage(checkpoint):
+                raise RecipeError(
+                    f"{checkpoint} is not a whole checkpoint: {problem}. Name another one, or pass "
+                    "resume_from_checkpoint=True for the newest whole one of this run."
+                )
+        # Once, because the rows are hashed for it.
+        self._settings = self.settings()
+        if checkpoint is not None:
+            refuse_other_run(checkpoint, self._settings, self.args.allow_change)
+            self._restore(checkpoint)
+        shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)
+        try:
+            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        finally:
+            self._signal.release()
+
+    def _restore(self, checkpoint: Path) -> None:
+        rank = self.accelerator.process_index
+        state = json.loads((checkpoint / STATE.format(rank=rank)).read_text())
+        self._tokens_here = state["tokens"]
+        self._train_sums.restore(state["sums"])
+
+    def _get_output_dir(self, trial: Any) -> str:
+        base = super()._get_output_dir(trial)
+        return str(Path(base) / STAGING) if self._staging else base
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Writes into a staging folder, seals it with a manifest, publishes it by one rename."""
+        output_dir = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        staged = output_dir / STAGING / name
+        if self.accelerator.is_main_process:
+            shutil.rmtree(staged, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(
+                output_dir / f"checkpoint-{self.state.best_global_step}"
+            )
+        self._staging = True
+        try:
+            # Past trl.DPOTrainer, whose version writes a model card for its own loss.
+            Trainer._save_checkpoint(self, model, trial)
+        finally:
+            self._staging = False
+        rank = self.accelerator.process_index
+        state = {"tokens": self._tokens_here, "sums": self._train_sums.to_json()}
+        (staged / STATE.format(rank=rank)).write_text(json.dumps(state))
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            about = {"run": self._settings, "step": self.state.global_step}
+            publish(staged, output_dir / name, about)
+            rotate_checkpoints(
+                output_dir=str(output_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,56 @@
+# pyright: basic
+"""Models from folders and hub ids: the policy that is trained, and frozen ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.utils import create_model_from_path
+
+from align.trainers.config import PreferenceConfig
+
+
+def load_frozen(
+    source: str, dtype: torch.dtype, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A frozen policy from a folder or hub id (`id@revision`), an adapter's folder included."""
+    name, _, revision = source.partition("@")
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if revision:
+        options["revision"] = revision
+    if (Path(name) / "adapter_config.json").is_file():
+        from peft import AutoPeftModelForCausalLM
+
+        model: Any = AutoPeftModelForCausalLM.from_pretrained(name, **options)
+    else:
+        model = create_model_from_path(name, **options)
+    return model.requires_grad_(False).eval()
+
+
+def load_trained(
+    name: str,
+    args: PreferenceConfig,
+    processing_class: PreTrainedTokenizerBase | None,
+    quantization_config: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The policy and its tokenizer, as TRL loads them with `args.model_init_kwargs`."""
+    init: Any = args.model_init_kwargs or {}
+    options: dict[str, Any] = dict(init)
+    options.setdefault("trust_remote_code", args.trust_remote_code)
+    if quantization_config is not None:
+        options["quantization_config"] = quantization_config
+    launch: Any = args.distributed_state
+    if launch.distributed_type in ("MULTI_GPU", "DEEPSPEED"):
+        options["device_map"] = None
+    model = create_model_from_path(name, **options)
+    # TRL warns when it finds these beside a loaded model.
+    args.model_init_kwargs = None
+    if processing_class is None:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            name, revision=options.get("revision"), trust_remote_code=options["trust_remote_code"]
+        )
+        return model, tokenizer
+    return model, processing_class

@@ -1,0 +1,343 @@
+# pyright: basic
+"""One trainer for every pairwise objective, where `trl.DPOTrainer` stands.
+
+What it changes in TRL's, and where:
+
+- `preference` (here): the loss is an `Objective`, its mean is over the step's pairs on all ranks,
+  and bad numbers stop the run.
+- `rows`: rows are tokenised and checked by `align.tokens`.
+- `scoring`: frozen policies are named roles that are scored once, before training, by the weights
+  they really have.
+- `metrics`: metrics are sums over counts.
+- `checkpoints`: a checkpoint is verified before it is trusted.
+- `base`: the one forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from align.errors import NumericalError, RecipeError
+from align.objectives import Objective, objective_from
+from align.reference import START, ConfigOnly, score_columns
+from align.trainers.checkpoints import Checkpointing
+from align.trainers.collator import TOKEN_WEIGHTS, PreferenceCollator, within_budget
+from align.trainers.config import PreferenceConfig
+from align.trainers.guards import StopOnBadWeights, StopOnSignal
+from align.trainers.loading import load_trained
+from align.trainers.metrics import SeenOnce, SumsOverCounts, row_values
+from align.trainers.quantization import keep_gradients_on_cpu
+from align.trainers.rows import RowPreparation
+from align.trainers.scoring import RoleScoring, RoleSource
+from align.types import Logps, Pair, PairInputs
+
+
+class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
+    """`trl.DPOTrainer` for any objective: its constructor arguments, callbacks and checkpoints.
+
+    Args:
+        model: as in TRL; a path, a hub id, a model or a PEFT model.
+        ref_model: short for `roles={"reference": ref_model}`.
+        args: a `PreferenceConfig`; a plain `trl.DPOConfig` is refused, because its loss switches
+            would be dead.
+        train_dataset: TRL's preference format, or columns `prompt_ids, chosen_ids, rejected_ids`;
+            further columns (`chosen_score`, `rejected_score`, `preference`, token weights) as the
+            objective asks.
+        eval_dataset: the same, or a mapping of them.
+        objective: an `Objective` or its recipe node, such as `{"name": "dpo", "beta": 0.1}`.
+        roles: where the frozen policies come from: "start" (the policy as it is now), a folder, a
+            hub id (`id@revision`) or a model. `reference` is "start" unless given.
+
+    Attributes:
+        identities: who the scored roles are, by role.
+        probe: what the start-up probe measured, or None when the reference is another policy.
+
+    Raises:
+        RecipeError: the objective, a role or a setting cannot be used as given.
+        DataError: rows that cannot be trained on, or a column that the objective needs is missing.
+        NumericalError: the start-up probe fails, or training meets a zero or non-finite number.
+    """
+
+    loss_is_scaled_for_ga = True
+    _tag_names = ["align", "preference-optimization"]  # noqa: RUF012 - TRL's name and type
+    _name = "Preference optimization"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        ref_model: PreTrainedModel | None = None,
+        args: PreferenceConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Any = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        *,
+        objective: Objective | Mapping[str, Any] | None = None,
+        roles: Mapping[str, RoleSource] | None = None,
+    ) -> None:
+        if args is None:
+            args = PreferenceConfig()
+        if not isinstance(args, PreferenceConfig):
+            raise RecipeError(
+                f"args is a {type(args).__name__}; use align.trainers.PreferenceConfig, which "
+                "takes the same settings and refuses TRL's loss switches instead of ignoring them."
+            )
+        if compute_metrics is not None:
+            raise RecipeError(
+                "compute_metrics is not supported: the log-probs are computed without building the "
+                "logits it would receive. Use a callback, or evaluate the saved model."
+            )
+        self.objective = self._objective_of(args, objective)
+        sources = self._role_sources(roles, ref_model)
+        if isinstance(model, str):
+            model, processing_class = load_trained(
+                model, args, processing_class, quantization_config
+            )
+        elif quantization_config is not None:
+            raise RecipeError(
+                "quantization_config needs `model` as a path or hub id, not a loaded model."
+            )
+        keep_gradients_on_cpu(model)
+
+        self._row_count = 0
+        self._row_tables = []
+        self._train_sums = SumsOverCounts()
+        self._eval_sums: SumsOverCounts | None = None
+        self._eval_seen: SeenOnce | None = None
+        self._tokens_here = 0
+        self.identities = {}
+        self._signal = StopOnSignal()
+        no_weights: Any = ConfigOnly(model.config)
+        held_out: Any = eval_dataset
+        super().__init__(
+            model=model,
+            ref_model=no_weights,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=held_out,
+            processing_class=processing_class,
+            callbacks=[*(callbacks or []), StopOnBadWeights(), self._signal],
+            optimizers=optimizers,
+            peft_config=peft_config,
+        )
+        self.ref_model = None
+        if data_collator is None:
+            pad_token_id: Any = self._tokenizer.pad_token_id
+            self.data_collator = PreferenceCollator(pad_token_id)
+        self._check_columns()
+        self._start = self._identify(self.model, START)
+        self._sources = sources
+        self.train_dataset = self._with_roles(self.train_dataset)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {k: self._with_roles(v) for k, v in self.eval_dataset.items()}
+        elif self.eval_dataset is not None:
+            self.eval_dataset = self._with_roles(self.eval_dataset)
+        self.probe = self._probe()
+
+    @classmethod
+    def _objective_of(
+        cls, args: PreferenceConfig, objective: Objective | Mapping[str, Any] | None
+    ) -> Objective:
+        if objective is None:
+            raise RecipeError(
+                f"{cls.__name__} needs `objective`, for example {{'name': 'dpo', 'beta': 0.1}}; "
+                "the named trainers (DPOTrainer, RPOTrainer, ...) take it from their config."
+            )
+        return objective_from(objective)
+
+    def _pair_inputs(self, policy: Pair[Logps], inputs: Mapping[str, Tensor]) -> PairInputs:
+        frozen: dict[str, Any] = {}
+        for role in self._sources:
+            chosen, rejected = score_columns(role)
+            frozen[role] = Pair(
+                Logps(inputs[chosen], policy.chosen.mask),
+                Logps(inputs[rejected], policy.rejected.mask),
+            )
+        optional: dict[str, Any] = {}
+        if "chosen_score" in self._optional_columns:
+            optional["score"] = Pair(inputs["chosen_score"], inputs["rejected_score"])
+        if "preference" in self._optional_columns:
+            optional["preference"] = inputs["preference"]
+        if "chosen_token_weight" in self._optional_columns:
+            optional["token_weight"] = Pair(*(inputs[name] for name in TOKEN_WEIGHTS))
+        return PairInputs(policy=policy, **frozen, **optional)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of one micro-batch.
+
+        It is scaled so that the step's gradient is the mean over its pairs on all ranks.
+        """
+        policy, outputs = self._logps(model, inputs)
+        result = self.objective(self._pair_inputs(policy, inputs))
+        self._stop_on_bad_loss(result.loss.detach(), inputs["row_index"])
+        counts = inputs.get("counts", torch.ones_like(result.loss))
+        rows = row_values(result, policy, outputs, inputs["completion_mask"])
+        pairs = counts.sum()
+        scale: Any = 1 / result.loss.numel()
+        if self.model.training:
+            self._train_sums.add({name: (n * counts, d * counts) for name, (n, d) in rows.items()})
+            self._tokens_here += int(inputs["attention_mask"].sum(dim=1) @ counts.repeat(2).long())
+            if num_items_in_batch is not None:
+                # DDP averages gradients over ranks, hence the factor.
+                scale = self.accelerator.num_processes / num_items_in_batch
+        else:
+            assert self._eval_sums is not None
+            assert self._eval_seen is not None
+            self._eval_sums.add(self._eval_seen.gather(inputs["row_index"], rows))
+        loss = (result.loss * counts).sum() * scale
+        if self.aux_loss_enabled and self.model.training:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss * pairs * scale
+        return loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The batches of one optimizer step; pairs that accelerate repeats get the count 0.
+
+        It fills the last batch of an epoch with rows from the epoch's beginning, so that every rank
+        has work; in rank order they stand behind the `remainder` rows that are there for the first
+        time.
+        """
+        batches, pairs = super().get_batch_samples(epoch_iterator, num_batches, device)
+        state = self.accelerator.gradient_state
+        processes = self.accelerator.num_processes
+        if processes > 1 and batches and state.end_of_dataloader and state.remainder > 0:
+            last = batches[-1]
+            size = last["row_index"].numel()
+            place = self.accelerator.process_index * size + torch.arange(size)
+            last["counts"] = (place < state.remainder).float().to(last["row_index"].device)
+            pairs = self._get_num_items_in_batch(batches, device)
+        return batches, pairs
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """Pairs of this optimizer step on all ranks."""
+        here = sum(
+            batch["counts"].sum() if "counts" in batch else batch["row_index"].numel()
+            for batch in batch_samples
+        )
+        pairs = torch.as_tensor(here, dtype=torch.float32, device=device)
+        if self.accelerator.num_processes > 1:
+            return self.accelerator.reduce(pairs, "sum")
+        return pairs
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
+        """One batch, in as many forward passes as `token_budget` asks for; same gradient."""
+        self._last_rows = inputs["row_index"].tolist()[:8]
+        parts = within_budget(inputs, self.args.token_budget)
+        loss = torch.zeros((), device=self.accelerator.device)
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(model):
+                loss += super().training_step(model, part, num_items_in_batch)
+        return loss + super().training_step(model, parts[-1], num_items_in_batch)
+
+    def _stop_on_bad_loss(self, loss: Tensor, row_index: Tensor) -> None:
+        finite = loss.isfinite()
+        if bool(finite.all()):
+            return
+        names = [self._row_name(i) for i in row_index[~finite].tolist()]
+        raise NumericalError(
+            f"Step {self.state.global_step + 1}: the loss of {len(names)} pair(s) is infinite or "
+            f"not a number: {', '.join(names[:8])}. The optimizer step was not taken. Look at "
+            "these rows, and at the learning rate and precision."
+        )
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # An fp16 scaler meets infinite gradients on purpose and skips the step itself.
+        if grad_norm is None or self.accelerator.scaler is not None:
+            return grad_norm
+        value = float(grad_norm)
+        if value == 0.0:
+            what = "exactly 0"
+            how_on = (
+                "Nothing reaches a trained weight: the adapter may be frozen or disabled, or a "
+                "quantised layer may have no backward."
+            )
+        elif not math.isfinite(value):
+            what = f"{value}"
+            how_on = "Lower the learning rate, or train in a wider precision."
+        else:
+            return grad_norm
+        raise NumericalError(
+            f"Step {self.state.global_step + 1}: the gradient's norm is {what}. No step was taken. "
+            f"{how_on} Last rows: {', '.join(self._row_name(i) for i in self._last_rows)}."
+        )
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
+        """Adds the batch to the evaluation's sums."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            prepared: Any = self._prepare_inputs(inputs)
+            loss = self.compute_loss(model, prepared)
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """As in `Trainer`, with exact metrics.
+
+        Every row counts once, whatever the batch size and the number of ranks.
+        """
+        self._eval_sums, self._eval_seen = SumsOverCounts(), SeenOnce(self.accelerator)
+        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        exact = self._eval_sums.means()
+        self._eval_sums = self._eval_seen = None
+        output.metrics.update(
+            {f"{metric_key_prefix}_{name}": value for name, value in exact.items()}
+        )
+        return output
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """As in TRL; a data set not given at construction is tokenised and scored first."""
+        if isinstance(eval_dataset, Dataset):
+            if "row_index" not in eval_dataset.column_names:
+                eval_dataset = self._prepare_dataset(
+                    eval_dataset, self.processing_class, self.args, metric_key_prefix
+                )
+            if any(
+                score_columns(role)[0] not in eval_dataset.column_names for role in self._sources
+            ):
+                eval_dataset = self._with_roles(eval_dataset)
+        prepared: Any = eval_dataset
+        return Trainer.evaluate(self, prepared, ignore_keys, metric_key_prefix)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the sums over counts since the last training log."""
+        if "loss" in logs:
+            exact = self._train_sums.means(self.accelerator)
+            if self.aux_loss_enabled:
+                exact.pop("loss", None)
+            tokens: Any = torch.tensor(self._tokens_here, device=self.accelerator.device)
+            tokens = self.accelerator.reduce(tokens, "sum")
+            logs |= exact | {"num_tokens": int(tokens)}
+            self._train_sums.clear()
+        Trainer.log(self, logs, start_time)

@@ -1,0 +1,214 @@
+# pyright: basic
+"""From a recipe and tokenised pairs to a trained policy on disk."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    set_seed,
+)
+
+from align.errors import Interrupted, MachineError
+from align.manifest import publish
+from align.recipe import Model, Recipe
+from align.runs import RunFolder
+from align.trainers.config import PreferenceConfig
+from align.trainers.preference import PreferenceTrainer
+from align.trainers.progress import ProgressBar, ProgressLines
+from align.trainers.quantization import keep_gradients_on_cpu
+from align.trainers.settings import versions
+
+# (policy, its start or None where policy is the start) -> metrics
+Evaluation = Callable[[PreTrainedModel, PreTrainedModel | None], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished training run measured."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    log_history: list[dict[str, Any]]
+    probe: dict[str, float] | None
+    roles: dict[str, dict[str, str]]
+    versions: dict[str, str]
+
+
+def load_policy(model: Model, folder: str) -> PreTrainedModel:
+    """The policy of a recipe's `model` section, from a folder or hub id, quantised if it says so.
+
+    Raises:
+        MachineError: 4- or 8-bit weights without bitsandbytes.
+    """
+    options: dict[str, Any] = {
+        "dtype": model.dtype if model.dtype == "auto" else getattr(torch, model.dtype),
+        "trust_remote_code": model.trust_remote_code,
+    }
+    if not Path(folder).is_dir():
+        options["revision"] = model.model_revision
+    if model.attn_implementation != "auto":
+        options["attn_implementation"] = model.attn_implementation
+    if model.load_in_4bit or model.load_in_8bit:
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise MachineError(
+                "model.load_in_4bit and load_in_8bit need bitsandbytes, which is not installed. "
+                "Install the extra: pip install 'align-toolkit[qlora]'."
+            ) from error
+        storage = model.bnb_4bit_quant_storage
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=model.load_in_4bit,
+            load_in_8bit=model.load_in_8bit,
+            bnb_4bit_quant_type=model.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=model.use_bnb_nested_quant,
+            bnb_4bit_compute_dtype=options["dtype"] if model.dtype != "auto" else torch.bfloat16,
+            bnb_4bit_quant_storage=getattr(torch, storage) if storage else None,
+        )
+        options["device_map"] = {"": PartialState().device}
+    return AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+def adapter_of(model: Model) -> Any:
+    """The LoRA configuration of a recipe's `model` section, or None for full fine-tuning."""
+    if not model.use_peft:
+        return None
+    from peft import LoraConfig
+
+    def chosen(names: tuple[str, ...] | None) -> Any:
+        if names is None:
+            return None
+        return names[0] if names == ("all-linear",) else list(names)
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=chosen(model.lora_target_modules),
+        target_parameters=chosen(model.lora_target_parameters),
+        modules_to_save=chosen(model.lora_modules_to_save),
+        use_rslora=model.use_rslora,
+        use_dora=model.use_dora,
+    )
+
+
+def training_arguments(
+    recipe: Recipe, run: RunFolder, allow_change: Collection[str]
+) -> PreferenceConfig:
+    """The trainer's configuration for a recipe; bf16 left open means: on where CUDA has it."""
+    arguments = recipe.train.arguments()
+    if arguments["bf16"] is None:
+        arguments["bf16"] = (
+            not recipe.train.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        )
+    if not torch.accelerator.is_available():
+        # Said outright, because several processes find each other over gloo only then.
+        arguments["use_cpu"] = True
+    if not torch.cuda.is_available():
+        # Pinned memory is memory that a GPU can read; without one torch warns.
+        arguments["dataloader_pin_memory"] = False
+    return PreferenceConfig(
+        output_dir=str(run.checkpoints),
+        allow_change=list(allow_change),
+        max_length=recipe.data.max_length,
+        token_budget=recipe.train.token_budget,
+        **arguments,
+    )
+
+
+def train_policy(
+    recipe: Recipe,
+    run: RunFolder,
+    folder: str,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Dataset,
+    held_out: Dataset | None,
+    evaluation: Evaluation,
+    *,
+    allow_change: Collection[str] = (),
+) -> Trained:
+    """Trains, or goes on training, and leaves the finished model in `run.model`.
+
+    Args:
+        recipe: its `model`, `roles`, `objective` and `train` sections.
+        run: where checkpoints and the model go.
+        folder: folder or hub id of the start policy.
+        tokenizer: the start policy's.
+        train: tokenised pairs, as `align.tokens.to_dataset` makes them.
+        held_out: the same, for evaluations during training.
+        evaluation: called on the start policy and on the finished one, on the main process.
+        allow_change: settings that may differ from the checkpoint that is resumed from.
+
+    Raises:
+        Interrupted: a signal ended training; the same call goes on from its checkpoint.
+    """
+    state = PartialState()
+    set_seed(recipe.train.seed)
+    model: Any = load_policy(recipe.model, folder)
+    # Before anything is measured: the 4-bit repacking happens in the first forward pass.
+    keep_gradients_on_cpu(model)
+    before: dict[str, Any] = {}
+    if state.is_main_process:
+        before = run.read_json("before.json") or evaluation(model.to(state.device), None)
+        run.write_json("before.json", before)
+    state.wait_for_everyone()
+    trainer = PreferenceTrainer(
+        model,
+        args=training_arguments(recipe, run, allow_change),
+        train_dataset=train,
+        eval_dataset=held_out if recipe.train.eval_strategy != "no" else None,
+        processing_class=tokenizer,
+        peft_config=adapter_of(recipe.model),
+        objective=recipe.objective,
+        roles={
+            role: source
+            for role, source in recipe.roles.given.items()
+            if role in recipe.objective.needs
+        },
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    with_bar = not recipe.train.disable_tqdm and sys.stderr.isatty()
+    trainer.add_callback(ProgressBar() if with_bar else ProgressLines())
+    trainer.train(resume_from_checkpoint=True)
+    if trainer.stopped_by is not None:
+        raise Interrupted(
+            f"Stopped by {trainer.stopped_by} at step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps}; a checkpoint is in {run.checkpoints}. Run the same "
+            "command again to go on."
+        )
+    after: dict[str, Any] = {}
+    policy = trainer.model
+    if state.is_main_process:
+        start: Any = load_policy(recipe.model, folder)
+        after = evaluation(policy, start.to(policy.device))
+        partial = run.path / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        policy.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        publish(partial, run.model, {"versions": versions(), "step": trainer.state.global_step})
+    state.wait_for_everyone()
+    return Trained(
+        before=before,
+        after=after,
+        log_history=trainer.state.log_history,
+        probe=trainer.probe,
+        roles={role: identity.to_json() for role, identity in trainer.identities.items()},
+        versions=versions(),
+    )

@@ -1,0 +1,223 @@
+# pyright: basic
+"""Frozen policies as the trainer uses them: identified, scored once, probed at step 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, is_peft_model
+from datasets import Dataset, concatenate_datasets
+from torch.nn.functional import softplus
+from transformers import PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head, get_config_model_id
+
+from align.errors import MachineError, NumericalError, RecipeError
+from align.reference import (
+    ROLES,
+    SCORED_COLUMNS,
+    START,
+    Identity,
+    RoleScores,
+    cache_root,
+    rows_digest,
+    tokenizer_digest,
+    weights_digest,
+)
+from align.trainers.base import TrainerBase
+from align.trainers.loading import load_frozen
+from align.trainers.quantization import keep_gradients_on_cpu
+from align.types import Logps
+
+RoleSource = str | PreTrainedModel
+
+PROBE_ROWS = 4
+PROBE_TOLERANCE = 1e-6
+# How far a stored score may lie from a fresh one, in nats per token: another padding changes the
+# rounding.
+SCORE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+SCORE_TOLERANCE_LOW_PRECISION = 5e-2
+
+
+class RoleScoring(TrainerBase):
+    """The part of the trainer that turns roles into columns of per-token log-probs."""
+
+    def _role_sources(
+        self, roles: Mapping[str, RoleSource] | None, ref_model: PreTrainedModel | None
+    ) -> dict[str, RoleSource]:
+        sources: dict[str, RoleSource] = dict(roles or {})
+        if ref_model is not None:
+            if "reference" in sources:
+                raise RecipeError(
+                    "Both ref_model and roles['reference'] are given; keep one of them."
+                )
+            sources["reference"] = ref_model
+        needed = [role for role in ROLES if role in self.objective.needs]
+        if "reference" in needed:
+            sources.setdefault("reference", START)
+        for role in sources:
+            if role not in ROLES:
+                raise RecipeError(
+                    f"roles: {role!r} is not a role; the roles are {', '.join(ROLES)}."
+                )
+            if role not in needed:
+                raise RecipeError(
+                    f"roles.{role}: objective {self.objective.name} does not read it, so it would "
+                    "be scored for nothing; remove it."
+                )
+        if missing := [role for role in needed if role not in sources]:
+            raise RecipeError(
+                f"Objective {self.objective.name} needs roles.{missing[0]}; give a folder, a hub "
+                f"id or a model for it, or `{START}` for the policy as it is before training."
+            )
+        return sources
+
+    def _identify(self, model: PreTrainedModel, source: str) -> Identity:
+        autocast = self.accelerator.mixed_precision
+        return Identity(
+            source=source,
+            weights=weights_digest(model),
+            tokenizer=tokenizer_digest(self._tokenizer),
+            dtype=f"{model.dtype}/{autocast}",
+        )
+
+    def _role(self, role: str, source: RoleSource) -> tuple[PreTrainedModel, Identity]:
+        if isinstance(source, str) and source == START:
+            if self.state.global_step > 0:
+                raise RecipeError(
+                    f"roles.{role} is the policy before training, which is no longer in memory at "
+                    f"step {self.state.global_step}. Pass every data set you want to evaluate on "
+                    "as eval_dataset."
+                )
+            return self.model, self._start
+        if isinstance(source, str):
+            frozen = load_frozen(source, self.model.dtype, self.args.trust_remote_code)
+            keep_gradients_on_cpu(frozen)
+        else:
+            frozen, source = source, get_config_model_id(source.config) or "in memory"
+        return frozen, self._identify(frozen, source)
+
+    def _with_roles(self, dataset: Dataset) -> Dataset:
+        """The data set with two columns of per-token log-probs for each role."""
+        rows = rows_digest(dataset, SCORED_COLUMNS)
+        for role, source in self._sources.items():
+            model, identity = self._role(role, source)
+            if self.identities.setdefault(role, identity) != identity:
+                raise RecipeError(
+                    f"roles.{role} is not the policy it was when training began; start anew."
+                )
+            scores = RoleScores(cache_root() / "roles", identity, rows)
+            columns = scores.load(role)
+            if columns is None:
+                chosen, rejected = self._score(model, dataset)
+                if self.accelerator.is_main_process:
+                    scores.save(chosen, rejected)
+                self.accelerator.wait_for_everyone()
+                columns = scores.load(role)
+            if columns is None:
+                raise MachineError(
+                    f"The scores of role {role} were written to {scores.folder} and cannot be read "
+                    "back there. On several machines ALIGN_CACHE must be a folder that all of them "
+                    "share."
+                )
+            dataset = concatenate_datasets([dataset, columns], axis=1)
+        return dataset
+
+    @torch.no_grad()
+    def _score(self, model: Any, dataset: Dataset) -> tuple[list[Any], list[Any]]:
+        """Per-token log-probs [nats] of every row's chosen and rejected, float32.
+
+        Each rank scores a share of the rows; all ranks return all of them, in the data set's order.
+        """
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise MachineError(
+                "Scoring roles needs whole weights on every rank, and this launch shards them "
+                "(DeepSpeed or FSDP). Run the same recipe once on one process to fill the score "
+                "cache in $ALIGN_CACHE, then launch again."
+            )
+        if model is not self.model:
+            model = model.to(self.accelerator.device)
+            add_fused_lm_head(model.get_base_model() if is_peft_model(model) else model)
+        lengths = [
+            len(p) + max(len(c), len(r))
+            for p, c, r in zip(*(dataset[name] for name in SCORED_COLUMNS), strict=True)
+        ]
+        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+        share = order[self.accelerator.process_index :: self.accelerator.num_processes]
+        size = self.args.per_device_eval_batch_size
+        was_training = model.training
+        model.eval()
+        found: list[tuple[int, Any, Any]] = []
+        try:
+            for begin in range(0, len(share), size):
+                indices = share[begin : begin + size]
+                batch = self._prepare_inputs(self.data_collator([dataset[i] for i in indices]))
+                logps, _ = self._logps(model, batch)
+                for b, i in enumerate(indices):
+                    chosen, rejected = (
+                        side.token[b][side.mask[b]].float().cpu().numpy()
+                        for side in (logps.chosen, logps.rejected)
+                    )
+                    found.append((i, chosen, rejected))
+        finally:
+            model.train(was_training)
+        if self.accelerator.num_processes > 1:
+            found = gather_object(found)
+        found.sort(key=lambda row: row[0])
+        return [row[1] for row in found], [row[2] for row in found]
+
+    def _probe(self) -> dict[str, float] | None:
+        """Step 0: a reference that is the start policy must give margin 0 and loss log 2.
+
+        The policy is scored twice on the same rows in the same layout, once as the roles were and
+        once as the training step does it; a difference is dropout, or a model that changes under
+        our hands. The stored scores are then compared with the fresh ones up to rounding, since
+        they come from another padding.
+
+        Returns:
+            `margin` [nats, largest magnitude] and `loss` [nats]; None when the reference is another
+            policy.
+
+        Raises:
+            NumericalError: naming which of the two comparisons failed.
+        """
+        reference = self.identities.get("reference")
+        if reference is None or reference.key != self._start.key:
+            return None
+        rows = [self.train_dataset[i] for i in range(min(PROBE_ROWS, len(self.train_dataset)))]
+        batch: Any = self._prepare_inputs(self.data_collator(rows))
+        was_training = self.model.training
+        try:
+            with torch.no_grad():
+                frozen, _ = self._logps(self.model.eval(), batch)
+                trained, _ = self._logps(self.model.train(), batch)
+        finally:
+            self.model.train(was_training)
+        h = (trained.chosen.total() - frozen.chosen.total()) - (
+            trained.rejected.total() - frozen.rejected.total()
+        )
+        margin, loss = float(h.abs().max()), float(softplus(-h).mean())
+        if not (margin <= PROBE_TOLERANCE and abs(loss - math.log(2)) <= PROBE_TOLERANCE):
+            raise NumericalError(
+                "Step 0: policy and reference are the same model, yet the margin on "
+                f"{len(rows)} rows is {margin:.3g} nats (must be 0) and the DPO loss {loss:.7f} "
+                f"(must be log 2 = {math.log(2):.7f}). Something random or stateful is active in "
+                "the forward pass, such as dropout outside nn.Dropout; set it to 0 in the model's "
+                "config."
+            )
+        tolerance = SCORE_TOLERANCE.get(self.model.dtype, SCORE_TOLERANCE_LOW_PRECISION)
+        if self.accelerator.mixed_precision != "no":
+            tolerance = SCORE_TOLERANCE_LOW_PRECISION
+        for side in ("chosen", "rejected"):
+            fresh: Logps = getattr(frozen, side)
+            stored = batch[f"reference_{side}_logps"]
+            gap = float(((stored - fresh.token).abs() * fresh.mask).max())
+            if not gap <= tolerance:
+                raise NumericalError(
+                    f"Step 0: the stored reference log-probs of the {side} completions differ from "
+                    f"the start policy's by {gap:.3g} nats on one token (rounding explains "
+                    f"{tolerance:g}). Delete {cache_root() / 'roles'} and run again."
+                )
+        return {"margin": margin, "loss": loss}

@@ -1,0 +1,140 @@
+"""Metrics are sums over counts: exact, resumable, and every row once."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from align.trainers.metrics import SeenOnce, SumsOverCounts, row_values
+from align.types import Logps, ObjectiveOutput, Pair
+
+
+def rows(numerators: list[float], counts: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(numerators), torch.tensor(counts)
+
+
+def test_a_mean_weighs_rows_and_not_batches() -> None:
+    """(1 + 2 + 3) + 10 over 4 rows is 4; the mean of the batches' means would be 6."""
+    sums = SumsOverCounts()
+    sums.add({"loss": rows([1.0, 2.0, 3.0], [1, 1, 1])})
+    sums.add({"loss": rows([10.0], [1])})
+    assert sums.means() == {"loss": 4.0}
+
+
+def test_a_mean_per_token_weighs_tokens() -> None:
+    """6 nats over 2 tokens and 1 over 5: 7 / 7 = 1; the mean over rows would be 1.6."""
+    sums = SumsOverCounts()
+    sums.add({"entropy": rows([6.0, 1.0], [2, 5])})
+    assert sums.means() == {"entropy": 1.0}
+
+
+def test_a_metric_without_a_count_is_absent_and_not_zero() -> None:
+    sums = SumsOverCounts()
+    assert sums.means() == {}
+    sums.add({"loss": rows([1.0], [1]), "ratio": rows([0.0], [0])})
+    assert sums.means() == {"loss": 1.0}
+
+
+def test_a_metric_that_only_some_batches_have_counts_where_it_is() -> None:
+    sums = SumsOverCounts()
+    sums.add({"loss": rows([1.0], [1])})
+    sums.add({"loss": rows([3.0], [1]), "extra": rows([8.0], [2])})
+    assert sums.means() == {"loss": 2.0, "extra": 4.0}
+
+
+def test_many_small_numbers_are_not_lost_beside_a_large_one() -> None:
+    """In float32, 2^24 + 1 = 2^24."""
+    sums = SumsOverCounts()
+    sums.add({"loss": rows([2.0**24], [0])})
+    for _ in range(4):
+        sums.add({"loss": rows([1.0], [1])})
+    assert sums.means() == {"loss": (2**24 + 4) / 4}
+
+
+def test_sums_survive_a_checkpoint_bit_by_bit() -> None:
+    sums = SumsOverCounts()
+    sums.add({"loss": rows([0.1, 1 / 3], [1, 1]), "entropy": rows([1e-30, 7.7], [3, 4])})
+    restored = SumsOverCounts()
+    restored.restore(json.loads(json.dumps(sums.to_json())))
+    for one in (sums, restored):
+        one.add({"loss": rows([0.7], [1]), "entropy": rows([0.3], [1])})
+    assert restored.to_json() == sums.to_json()
+    sums.clear()
+    assert sums.means() == {}
+    assert restored.means() != {}
+
+
+def test_a_row_that_comes_again_is_dropped_within_and_across_batches() -> None:
+    """Rows 5, 6, 5 and then 6, 7: the repeated ones carry other numbers, to be seen if counted."""
+    seen = SeenOnce(Accelerator(cpu=True))
+    first = seen.gather(torch.tensor([5, 6, 5]), {"loss": rows([1.0, 2.0, 100.0], [1, 2, 1])})
+    assert first["loss"][0].tolist() == [1.0, 2.0]
+    assert first["loss"][1].tolist() == [1.0, 2.0]
+    second = seen.gather(
+        torch.tensor([6, 7]), {"loss": rows([100.0, 3.0], [1, 1]), "more": rows([9.0, 4.0], [1, 1])}
+    )
+    assert {name: value.tolist() for name, (value, _) in second.items()} == {
+        "loss": [3.0],
+        "more": [4.0],
+    }
+    third = seen.gather(torch.tensor([7]), {"loss": rows([1.0], [1])})
+    sums = SumsOverCounts()
+    sums.add(third)
+    assert sums.means() == {}
+
+
+def pair_of(chosen: list[list[float]], rejected: list[list[float]]) -> Pair[Logps]:
+    sides = [torch.tensor(side) for side in (chosen, rejected)]
+    return Pair(*(Logps(side, side.ne(0)) for side in sides))
+
+
+OUTCOME = ObjectiveOutput(
+    loss=torch.tensor([0.5, 0.25], requires_grad=True),
+    reward=Pair(torch.tensor([2.0, 1.0]), torch.tensor([-1.0, 1.0])),
+    metrics={"own": torch.tensor([7.0, 9.0])},
+)
+
+
+def test_row_values_of_two_pairs_by_hand() -> None:
+    """Masks [0 0 1 1], [0 1 0 0] chosen and [0 0 1 0], [0 1 1 1] rejected, less the first slot.
+
+    With a virtual token in front, slots 1-3 of the model's 4 are read. Entropies of a row are
+    1, 2, 3 there: chosen 2 + 3 and 1, rejected 2 and 1 + 2 + 3.
+    """
+    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, 1]])
+    outputs = SimpleNamespace(
+        entropy=torch.tensor([[50.0, 1.0, 2.0, 3.0]] * 4),
+        mean_logits=torch.tensor([[50.0, 10.0, 20.0, 30.0]] * 4),
+        is_top1=torch.tensor([[True, True, False, True]] * 4),
+    )
+    policy = pair_of([[-1.0, -2.0], [-4.0, 0.0]], [[-3.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
+    found = row_values(OUTCOME, policy, outputs, mask)
+    expected = {
+        "loss": ([0.5, 0.25], [1, 1]),
+        "rewards/chosen": ([2, 1], [1, 1]),
+        "rewards/rejected": ([-1, 1], [1, 1]),
+        "rewards/margins": ([3, 0], [1, 1]),
+        "rewards/accuracies": ([1, 0], [1, 1]),
+        "rewards/ties": ([0, 1], [1, 1]),
+        "logps/chosen": ([-3, -4], [1, 1]),
+        "logps/rejected": ([-3, -3], [1, 1]),
+        "own": ([7, 9], [1, 1]),
+        "logits/chosen": ([50, 10], [2, 1]),
+        "logits/rejected": ([20, 60], [1, 3]),
+        "entropy": ([5 + 2, 1 + 6], [3, 4]),
+        "mean_token_accuracy": ([1, 1], [2, 1]),
+    }
+    assert found.keys() == expected.keys()
+    for name, (numerators, counts) in expected.items():
+        assert found[name][0].tolist() == pytest.approx(numerators), name
+        assert found[name][1].tolist() == counts, name
+        assert not found[name][0].requires_grad, name
+
+
+def test_a_head_that_gives_no_entropy_leaves_those_metrics_out() -> None:
+    policy = pair_of([[-1.0], [-4.0]], [[-3.0], [-1.0]])
+    found = row_values(OUTCOME, policy, SimpleNamespace(entropy=None), torch.ones(4, 2))
+    assert "entropy" not in found
+    assert "loss" in found
