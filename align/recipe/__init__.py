@@ -1,0 +1,58 @@
+"""The typed recipe: load it strictly, override keys, write it back resolved, explain a key.
+
+A recipe is YAML read by YAML 1.2's rules for plain words (`7e-7` is a number, `no` is text), so
+that no value changes its type behind the writer's back; a key given twice, an alias, a merge key
+and every tag but the plain ones are refused. All problems are reported at once, each with its
+line. Keys of `model` and `train` are those of TRL 1.16 (`ModelConfig`, `DPOConfig`), those of
+`objective` the fields of the formulas. Loading a recipe never imports transformers, trl or
+datasets.
+"""
+
+from align.recipe.explaining import explain
+from align.recipe.loading import (
+    USUAL_LEARNING_RATE,
+    USUAL_LEARNING_RATE_LORA,
+    load_recipe,
+    notices,
+)
+from align.recipe.refused import REFUSED
+from align.recipe.sections import (
+    ROLES,
+    SECTIONS,
+    WORLD_MODELS,
+    WORLD_PAIRS,
+    Data,
+    Evaluate,
+    Hub,
+    Model,
+    Recipe,
+    Roles,
+    Sample,
+)
+from align.recipe.train import Optimizer, Scheduler, Train
+from align.recipe.writing import recipe_key, resolved_yaml
+
+__all__ = [
+    "REFUSED",
+    "ROLES",
+    "SECTIONS",
+    "USUAL_LEARNING_RATE",
+    "USUAL_LEARNING_RATE_LORA",
+    "WORLD_MODELS",
+    "WORLD_PAIRS",
+    "Data",
+    "Evaluate",
+    "Hub",
+    "Model",
+    "Optimizer",
+    "Recipe",
+    "Roles",
+    "Sample",
+    "Scheduler",
+    "Train",
+    "explain",
+    "load_recipe",
+    "notices",
+    "recipe_key",
+    "resolved_yaml",
+]

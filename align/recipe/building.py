@@ -1,0 +1,163 @@
+"""From what was written to the typed recipe, with every problem in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+
+from align.recipe.base import Conflict, KeyPath
+from align.recipe.reading import UNREADABLE, Draft
+from align.recipe.schemas import choices_of, expected_in_words, schema_at, schema_of
+from align.recipe.sections import OBJECTIVES, SECTIONS, Recipe
+from align.recipe.suggestions import did_you_mean, unknown_key
+from align.recipe.yaml_rules import TAG, as_yaml, plain_tag
+
+
+def build(draft: Draft) -> Recipe | None:
+    """The recipe, where every section is right; else what is wrong goes into the draft."""
+    for key in draft.values:
+        if key not in SECTIONS:
+            draft.add((key,), unknown_key((key,), ""))
+    parts: dict[str, Any] = {}
+    complete = True
+    for section in SECTIONS:
+        node = draft.values.get(section)
+        if node is None and section in ("model", "data", "objective"):
+            draft.add((section,), f"is missing; write {_EXAMPLES[section]}")
+        elif node is not None and not isinstance(node, dict):
+            found = as_yaml(node)
+            draft.add((section,), f"found {found}, expected a mapping; write its keys below it")
+        elif section == "objective":
+            parts[section] = _built_objective(draft, cast("dict[str, Any]", node))
+        else:
+            model = cast("type[BaseModel]", Recipe.model_fields[section].annotation)
+            parts[section] = _built(draft, (section,), model, cast("dict[str, Any]", node or {}))
+        complete = complete and parts.get(section) is not None
+    if not complete:
+        return None
+    try:
+        return Recipe(**parts)
+    except ValidationError as error:
+        for fault in error.errors():
+            for key, text in cast("list[Conflict]", fault["ctx"]["conflicts"]):  # type: ignore[typeddict-item]
+                draft.add(tuple(key.split(".")), text)
+        return None
+
+
+_EXAMPLES = {
+    "model": "`model: {model_name_or_path: <folder or Hub id>}`",
+    "data": "`data: {pairs: <file or Hub id>}`",
+    "objective": "`objective: {name: dpo, beta: 0.1}`",
+}
+
+
+def _built_objective(draft: Draft, node: dict[str, Any]) -> BaseModel | None:
+    name = node.get("name")
+    if name is None:
+        draft.add(("objective",), f"`name` is missing; write {_EXAMPLES['objective']}")
+        return None
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        if name != UNREADABLE:
+            hint = did_you_mean(str(name), list(OBJECTIVES))
+            known = ", ".join(sorted(OBJECTIVES))
+            draft.add(
+                ("objective", "name"), f"no objective {as_yaml(name)}{hint}; there are {known}"
+            )
+        return None
+    # Objective refuses a boolean for the section as a whole, which would hide its other faults.
+    model, rest = OBJECTIVES[name], dict[str, Any]()
+    for key, value in node.items():
+        schema = schema_of(model)["properties"].get(key, {})
+        if isinstance(value, bool) and schema.get("type") == "number":
+            fault = {"input": value, "type": "float_type"}
+            _tell(draft, ("objective", key), fault, name)
+        else:
+            rest[key] = value
+    built = _built(draft, ("objective",), model, rest)
+    return built if len(rest) == len(node) else None
+
+
+def _built(
+    draft: Draft, path: KeyPath, model: type[BaseModel], node: dict[str, Any]
+) -> BaseModel | None:
+    """One section, validated as JSON: there strict means no conversions, yet lists make tuples."""
+    try:
+        return model.model_validate_json(json.dumps(node), strict=True)
+    except ValidationError as error:
+        objective = str(node.get("name")) if path == ("objective",) else ""
+        told: set[KeyPath] = set()
+        for fault in error.errors():
+            if fault["type"] == "conflict":
+                for key, text in cast("list[Conflict]", fault.get("ctx", {})["conflicts"]):
+                    draft.add((*path, *key.split(".")), text)
+                continue
+            key = (*path, *_written_part(fault["loc"], node, fault["type"] == "missing"))
+            # A union reports a fault per member, all at one key or below it.
+            if not any(key[:end] in told for end in range(len(path) + 1, len(key) + 1)):
+                told.add(key)
+                _tell(draft, key, cast("Mapping[str, Any]", fault), objective)
+        return None
+
+
+def _written_part(loc: tuple[int | str, ...], node: Any, missing: bool) -> KeyPath:
+    """The part of pydantic's location that stands in the recipe; the rest names union members."""
+    path: list[str] = []
+    for part in loc:
+        if isinstance(part, int) and isinstance(node, list) and part < len(cast("list[Any]", node)):
+            node = cast("list[Any]", node)[part]
+        elif isinstance(node, dict) and part in node:
+            node = cast("dict[Any, Any]", node)[part]
+        elif not (missing and part == loc[-1]):
+            continue
+        path.append(str(part))
+    return tuple(path)
+
+
+def _tell(draft: Draft, path: KeyPath, fault: Mapping[str, Any], objective: str) -> None:
+    value, kind = fault["input"], fault["type"]
+    if kind == "default_factory_not_called" or value == UNREADABLE:
+        return
+    if kind == "extra_forbidden":
+        draft.add(path, unknown_key(path, objective))
+        return
+    schema = schema_at(path, objective)
+    expected = expected_in_words(schema) if schema is not None else "another value"
+    if kind == "missing":
+        draft.add(path, f"is missing; write {expected}")
+        return
+    if kind == "value_error":
+        draft.add(path, f"found {as_yaml(value)}: {_sentence(str(fault['msg']))}; write {expected}")
+        return
+    hint = ""
+    if isinstance(value, str) and schema is not None:
+        choices = choices_of(schema)
+        boolean = {"yes": "true", "on": "true", "no": "false", "off": "false"}.get(value.lower())
+        if choices:
+            hint = did_you_mean(value, choices)
+        elif boolean is not None and "true or false" in expected:
+            hint = f"; write `{path[-1]}: {boolean}`"
+        elif plain_tag(value) != f"{TAG}str":
+            hint = f"; write {value} without quotes"
+        elif re.fullmatch(r"0[0-9]+", value):
+            hint = f"; write {value.lstrip('0') or '0'}"
+    elif isinstance(value, float) and value.is_integer() and "an integer" in expected:
+        hint = f"; write {int(value)}"
+    draft.add(
+        path,
+        f"found {as_yaml(value)}, expected {expected}{hint}{_for_example(path, schema, hint)}",
+    )
+
+
+def _for_example(path: KeyPath, schema: Mapping[str, Any] | None, hint: str) -> str:
+    default = (schema or {}).get("default")
+    if hint or default is None or path[-1].isdigit():
+        return ""
+    return f"; write for example `{path[-1]}: {as_yaml(default)}`"
+
+
+def _sentence(message: str) -> str:
+    return message.removeprefix("Value error, ").rstrip(".")

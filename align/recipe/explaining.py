@@ -1,0 +1,94 @@
+"""What a key of the recipe means, for `align recipe explain`."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from align.errors import RecipeError
+from align.recipe.base import KeyPath
+from align.recipe.refused import REFUSED
+from align.recipe.schemas import (
+    description_of,
+    expected_in_words,
+    model_at,
+    ordered_fields,
+    schema_of,
+)
+from align.recipe.sections import OBJECTIVES, SECTIONS, Recipe
+from align.recipe.suggestions import did_you_mean, nearest_key
+from align.recipe.yaml_rules import as_yaml
+
+
+def explain(key: str = "") -> str:
+    """What a key of the recipe means: its values, its default, its section's keys.
+
+    Args:
+        key: dotted path such as `train.learning_rate`; a section; empty for all sections.
+
+    Raises:
+        RecipeError: no such key, with the nearest right one.
+    """
+    path = tuple(part for part in key.split(".") if part)
+    if not path:
+        lines = [f"{name}: {description_of(Recipe, name)}" for name in SECTIONS]
+        return "\n".join(lines)
+    refused = REFUSED.get(".".join(path[:-1]), {}).get(path[-1])
+    if refused is not None:
+        return f"{key}: not a key of a recipe; {refused}"
+    if path[0] == "objective":
+        return _explain_objective(key, path)
+    model = model_at(path[:-1], "")
+    if model is None or path[-1] not in model.model_fields:
+        suggestion = nearest_key(path, "")
+        raise RecipeError(f"{key}: no such key{suggestion}")
+    inner = model_at(path, "")
+    if inner is not None:
+        lines = [
+            f"{key}: {description_of(model, path[-1])}",
+            *(f"  {name}: {description_of(inner, name)}" for name in ordered_fields(inner)),
+        ]
+        return "\n".join(lines)
+    return "\n".join(_explained(key, model, path[-1]))
+
+
+def _explain_objective(key: str, path: KeyPath) -> str:
+    if len(path) == 1:
+        lines = [f"{key}: {description_of(Recipe, 'objective')}"]
+        for name, model in OBJECTIVES.items():
+            fields = ", ".join(field for field in model.model_fields if field != "name")
+            lines.append(f"  {name}({fields}): {(model.__doc__ or '').strip().splitlines()[0]}")
+        return "\n".join(lines)
+    if len(path) == 2 and path[-1] in OBJECTIVES:
+        model = OBJECTIVES[path[-1]]
+        lines = [f"objective {{name: {path[-1]}}}: {(model.__doc__ or '').strip()}"]
+        for name in model.model_fields:
+            if name != "name":
+                lines += _explained(f"objective.{name}", model, name)
+        return "\n".join(lines)
+    field_name = path[-1]
+    having = {name: m for name, m in OBJECTIVES.items() if field_name in m.model_fields}
+    if len(path) > 2 or not having:
+        known = sorted({field for model in OBJECTIVES.values() for field in model.model_fields})
+        raise RecipeError(f"{key}: no such key{did_you_mean(field_name, known, 'objective.')}")
+    if field_name == "name":
+        return f"{key}: the formula\n  one of {', '.join(sorted(OBJECTIVES))}\n  must be given"
+    lines: list[str] = []
+    for name, model in having.items():
+        lines += _explained(f"objective.{field_name} of {name}", model, field_name)
+    return "\n".join(lines)
+
+
+def _explained(key: str, model: type[BaseModel], name: str) -> list[str]:
+    schema = schema_of(model)["properties"][name]
+    definition = model.model_fields[name]
+    if definition.is_required():
+        default = "must be given"
+    elif "default" in schema:
+        default = f"default: {as_yaml(schema['default'])}"
+    else:
+        default = "default: depends on other keys"
+    return [
+        f"{key}: {description_of(model, name)}",
+        f"  {expected_in_words(schema)}",
+        f"  {default}",
+    ]

@@ -1,0 +1,70 @@
+"""From a file and overrides to a checked recipe, and what is odd about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from align.errors import RecipeError
+from align.recipe.building import build
+from align.recipe.reading import apply_override, position_of, read_draft
+from align.recipe.sections import Model, Recipe
+
+logger = logging.getLogger(__name__)
+
+# Published DPO runs: full fine-tuning 5e-7 (Zephyr, arXiv:2310.16944; Tulu 3, arXiv:2411.15124) to
+# 1e-6 (Rafailov et al., arXiv:2305.18290); LoRA 5e-6 (Zephyr's QLoRA recipe), some 1e-4.
+USUAL_LEARNING_RATE = 1e-5
+USUAL_LEARNING_RATE_LORA = 2e-4
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: `key.path=value` with the value in YAML; a later one wins. Another
+            `objective.name` drops the fields in the file that the new formula does not have.
+
+    Raises:
+        RecipeError: everything wrong with the file and the overrides, one line each.
+    """
+    draft = read_draft(Path(path))
+    for override in overrides:
+        apply_override(draft, override)
+    recipe = build(draft)
+    if recipe is None or draft.problems:
+        problems = [str(problem) for problem in sorted(draft.problems, key=position_of)]
+        heading = f"{draft.file}: {len(problems)} problems\n" if len(problems) > 1 else ""
+        raise RecipeError(heading + "\n".join(problems))
+    for notice in [*draft.notices, *notices(recipe)]:
+        logger.warning("%s: %s", draft.file, notice)
+    return recipe
+
+
+def notices(recipe: Recipe) -> list[str]:
+    """What is allowed and yet probably not meant: one sentence each."""
+    said: list[str] = []
+    model, train = recipe.model, recipe.train
+    for role in recipe.roles.given:
+        if role not in recipe.objective.needs | recipe.objective.accepts:
+            said.append(f"roles.{role}: {recipe.objective.name} does not read it")
+    usual = USUAL_LEARNING_RATE_LORA if model.use_peft else USUAL_LEARNING_RATE
+    if train.learning_rate > usual and not model.is_world:
+        said.append(
+            f"train.learning_rate: {train.learning_rate:g} is beyond what preference training of "
+            f"{'an adapter' if model.use_peft else 'all weights'} usually bears ({usual:g}); "
+            "watch the log-probs of chosen"
+        )
+    if not model.use_peft:
+        for key in Model.model_fields:
+            if key.startswith("lora_") and getattr(model, key) != Model.model_fields[key].default:
+                said.append(f"model.{key}: has no effect without `use_peft: true`")
+    if train.eval_steps is not None and train.eval_strategy != "steps":
+        said.append("train.eval_steps: has no effect without `eval_strategy: steps`")
+    if train.save_only_model and train.save_strategy != "no":
+        said.append("train.save_only_model: a run that is interrupted cannot resume")
+    if train.max_steps > 0 and train.warmup_steps >= train.max_steps:
+        said.append("train.warmup_steps: warm-up lasts as long as the whole run")
+    return said

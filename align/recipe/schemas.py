@@ -1,0 +1,112 @@
+"""What a key takes and means, in words, from the sections' own JSON schemas."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from align.recipe.base import KeyPath
+from align.recipe.sections import OBJECTIVES, Recipe
+
+
+@functools.cache
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """A section's JSON schema."""
+    return model.model_json_schema()
+
+
+def model_at(path: KeyPath, objective: str) -> type[BaseModel] | None:
+    """The model whose fields are the keys at a path; None where a path holds a value."""
+    if not path:
+        return Recipe
+    if path[0] == "objective":
+        return OBJECTIVES.get(objective) if len(path) == 1 else None
+    model: Any = Recipe
+    for part in path:
+        if part not in model.model_fields:
+            return None
+        annotation = model.model_fields[part].annotation
+        members = [m for m in (annotation, *get_args(annotation)) if _is_model(m)]
+        if not members:
+            return None
+        model = members[0]
+    return model
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def schema_at(path: KeyPath, objective: str) -> dict[str, Any] | None:
+    """The JSON schema of a key, or of an item of a list at a key."""
+    for end in range(len(path) - 1, 0, -1):
+        model = model_at(path[:end], objective)
+        if model is not None:
+            schema = schema_of(model)["properties"].get(path[end])
+            if schema is None or end + 1 == len(path):
+                return schema
+            options = schema.get("anyOf", [schema])
+            return next((option["items"] for option in options if "items" in option), None)
+    return None
+
+
+def choices_of(schema: Mapping[str, Any]) -> list[str]:
+    """The words that a key takes, where it takes only certain ones."""
+    found = [str(c) for c in schema.get("enum", [schema["const"]] if "const" in schema else [])]
+    for option in schema.get("anyOf", []):
+        found += choices_of(option)
+    return found
+
+
+_LIMITS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
+
+
+def expected_in_words(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "anyOf" in schema:
+        return " or ".join(expected_in_words(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return f"one of {', '.join([str(choice) for choice in schema['enum']])}"
+    if "const" in schema:
+        return str(schema["const"])
+    kind = schema.get("type")
+    limits = " and ".join(f"{sign} {schema[k]}" for k, sign in _LIMITS.items() if k in schema)
+    match kind:
+        case "integer":
+            return f"an integer {limits}".rstrip()
+        case "number":
+            return f"a number {limits}".rstrip()
+        case "boolean":
+            return "true or false"
+        case "null":
+            return "null"
+        case "array":
+            return f"a list of {expected_in_words(schema.get('items', {}))}"
+        case "string":
+            return "text as owner/name" if "pattern" in schema else "text"
+        case _:
+            return "a mapping"
+
+
+def description_of(model: type[BaseModel], name: str) -> str:
+    """A field's description, from the field or from an ancestor's docstring (`Attributes:`)."""
+    described = model.model_fields[name].description
+    if described:
+        return " ".join(described.split())
+    for ancestor in model.__mro__:
+        entry = re.search(
+            rf"^\s+{name}: (.+?)(?=^\s+\w+: |^\s*$|\Z)", ancestor.__doc__ or "", re.M | re.S
+        )
+        if entry is not None:
+            return " ".join(entry.group(1).split())
+    return f"see `{model.__name__}`"
+
+
+def ordered_fields(model: type[BaseModel]) -> list[str]:
+    """Own fields first, then the inherited."""
+    own = [name for name in model.model_fields if name in model.__annotations__]
+    return own + [name for name in model.model_fields if name not in own]

@@ -1,0 +1,38 @@
+"""A recipe written back: every key resolved, and a short name for what it trains."""
+
+# The stubs of PyYAML leave out most types.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+
+from align.recipe.schemas import ordered_fields
+from align.recipe.sections import Data, Recipe
+from align.recipe.yaml_rules import Dumper
+
+
+def resolved_yaml(recipe: Recipe) -> str:
+    """Every key of a recipe with its value; loading it gives an equal recipe."""
+    return yaml.dump(
+        plain_values(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+def recipe_key(recipe: Recipe) -> str:
+    """10 hex digits that name what a recipe trains; the hub section, a later step, has no part."""
+    content = {key: node for key, node in plain_values(recipe).items() if key != "hub"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def plain_values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as YAML holds it, own keys before inherited ones, without roles not given."""
+    nodes = recipe.model_dump(mode="json")
+    nodes["data"] = {key: nodes["data"][key] for key in ordered_fields(Data)}
+    nodes["roles"] = dict(recipe.roles.given)
+    return nodes

@@ -1,0 +1,132 @@
+"""Every recipe loads; every tiny one runs through the real command and leaves a whole run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from align.cli import main
+from align.manifest import damage
+from align.recipe import load_recipe, resolved_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+TRAINING = [path for path in RECIPES if path.parent.name != "accelerate"]
+TINY = [path for path in TRAINING if path.name == "tiny.yaml"]
+# Small enough for seconds, large enough that every part has something to do.
+SMALL = (
+    "data.sample.prompts=96",
+    "data.held_out=8",
+    "train.max_steps=3",
+    "train.per_device_train_batch_size=8",
+    "train.logging_steps=1",
+    "train.disable_tqdm=true",
+    "evaluate.n=32",
+)
+
+
+@pytest.fixture(autouse=True)
+def _shared_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The base model takes a minute to build: once per content, whichever test comes first.
+    monkeypatch.setenv("ALIGN_CACHE", str(ROOT / ".pytest_cache" / "align"))
+
+
+def test_every_yaml_is_seen() -> None:
+    """A glob that finds too little would pass silently."""
+    found = {
+        path.relative_to(ROOT / "recipes").as_posix() for path in (ROOT / "recipes").rglob("*.yaml")
+    }
+    assert found == {path.relative_to(ROOT / "recipes").as_posix() for path in RECIPES}
+    assert len(TRAINING) >= 9
+    assert {path.parent.name for path in TINY} == {path.parent.name for path in TRAINING}
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_recipe_loads_and_is_written_back_equal(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    written = tmp_path / "resolved.yaml"
+    written.write_text(resolved_yaml(recipe))
+    assert load_recipe(written) == recipe
+    assert path.read_text().startswith("# "), (
+        "a recipe opens with a sentence that says what it shows"
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("path", TINY, ids=lambda p: p.parent.name)
+def test_tiny_recipe_through_the_command(path: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    main(["train", str(path), *SMALL, "--run", str(run)])
+    assert "sampled accuracy" in capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text())
+    for when in ("before", "after"):
+        assert metrics[when]["sums/sampled_accuracy"]["n"] == 32
+        assert metrics[when]["preference/margin"]["n"] == 8
+    assert metrics["before"]["preference/margin"]["value"] == 0
+    assert metrics["after"]["preference/margin"]["value"] != 0
+    data = metrics["data"]
+    assert data["read"] == data["kept"] + sum(data["dropped"].values())
+    assert data["kept"] == data["train"] + data["held_out"]
+    assert damage(run / "model") is None
+    assert AutoModelForCausalLM.from_pretrained(run / "model")
+    assert AutoTokenizer.from_pretrained(run / "model").chat_template
+    assert (
+        yaml.safe_load((run / "recipe.yaml").read_text())["objective"]["name"] == path.parent.name
+    )
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    card = (run / "model" / "README.md").read_text()
+    assert path.parent.name in card.lower()
+    assert "| sampled accuracy, % |" in card
+    ledger = (run / "ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in ledger] == ["base", "pairs", "train"]
+
+    # Running the same command again is resuming; a finished run has nothing to do.
+    before = (run / "ledger.jsonl").read_bytes()
+    main(["train", str(path), *SMALL, "--run", str(run)])
+    assert (run / "ledger.jsonl").read_bytes() == before
+
+
+LAUNCHES = {
+    "full-1": ("single", 1, ()),
+    "lora-2": ("cpu-2", 2, ("model.use_peft=true", "model.lora_target_modules=[q_proj, v_proj]")),
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_real_dialogues_under_accelerate_launch(
+    launch: str, shared_data: Path, tmp_path: Path
+) -> None:
+    config, processes, changes = LAUNCHES[launch]
+    run = tmp_path / "run"
+    file = shared_data / "hh_rlhf" / "hh_rlhf_harmless-base_test.jsonl.gz"
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")),
+        *("--main_process_port", "0"),
+        *(str(ROOT / "scripts" / "train.py"), str(ROOT / "recipes" / "dpo" / "hh-tiny.yaml")),
+        *(f"data.pairs={file}", "data.limit=120", "data.held_out=20", "train.max_steps=3"),
+        *("train.save_steps=3", "train.disable_tqdm=true", *changes, "--run", str(run)),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((run / "metrics.json").read_text())
+    data = metrics["data"]
+    assert data["read"] + data["notes"]["beyond_limit"] == 2312
+    assert data["read"] == data["kept"] + sum(data["dropped"].values())
+    assert (data["train"], data["held_out"]) == (100, 20)
+    assert metrics["after"]["preference/margin"]["n"] == 20
+    # accelerate starts one process and says nothing where it cannot start two.
+    manifest = json.loads((run / "checkpoints" / "checkpoint-3" / "manifest.json").read_text())
+    assert manifest["about"]["run"]["processes"] == processes
+    weights = "adapter_model" if changes else "model"
+    assert load_file(run / "model" / f"{weights}.safetensors")
