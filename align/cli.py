@@ -222,9 +222,10 @@ def _quiet_start() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     first_rank = os.environ.get("RANK", "0") == "0"
-    handler = RichHandler(
-        console=Console(stderr=True), show_path=False, show_level=False, markup=False
-    )
+    handler: logging.Handler = logging.StreamHandler()
+    if sys.stderr.isatty():
+        console = Console(stderr=True)
+        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
     logger = logging.getLogger("align")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if first_rank else logging.ERROR)

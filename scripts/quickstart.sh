@@ -6,4 +6,5 @@ setup_env report
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 .venv/bin/align train recipes/dpo/tiny.yaml --run outputs/quickstart/dpo "$@"
 .venv/bin/align train recipes/rpo/tiny.yaml --run outputs/quickstart/rpo "$@"
-.venv/bin/align report outputs/quickstart/dpo outputs/quickstart/rpo
+.venv/bin/align report outputs/quickstart/dpo outputs/quickstart/rpo --picture outputs/quickstart/comparison.png
+echo "Models, metrics, curves and the picture are in outputs/quickstart."
