@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from align.errors import RecipeError
@@ -46,6 +47,21 @@ def newest_whole_checkpoint(output_dir: Path) -> Path | None:
             return path
         logger.warning("Skipping %s: %s. Trying the one before it.", path.name, problem)
     return None
+
+
+def set_newer_aside(output_dir: Path, resumed: Path | None) -> None:
+    """Renames checkpoints newer than the resumed one: damaged ones, or ones gone back behind.
+
+    `save_total_limit` counts folders by their number: such a one would be kept, and whole ones of
+    this run deleted.
+    """
+    for path in checkpoints(output_dir):
+        if resumed is not None and path.name == resumed.name:
+            return
+        aside = path.with_name(f"set-aside-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        logger.warning("%s is kept as %s and not used.", path.name, aside.name)
 
 
 def refuse_other_run(
@@ -116,6 +132,8 @@ class Checkpointing(TrainerBase):
         if checkpoint is not None:
             refuse_other_run(checkpoint, self._settings, self.args.allow_change)
             self._restore(checkpoint)
+        if resume_from_checkpoint and self.accelerator.is_main_process:
+            set_newer_aside(Path(self.args.output_dir), checkpoint)
         shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)
         try:
             return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
@@ -140,16 +158,18 @@ class Checkpointing(TrainerBase):
         if self.accelerator.is_main_process:
             shutil.rmtree(staged, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(
-                output_dir / f"checkpoint-{self.state.best_global_step}"
-            )
         self._staging = True
         try:
             # Past trl.DPOTrainer, whose version writes a model card for its own loss.
             Trainer._save_checkpoint(self, model, trial)
         finally:
             self._staging = False
+        if self.state.best_global_step:
+            # Trainer looked for it in the staging folder.
+            best = output_dir / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best)
+            if self.args.should_save:
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         rank = self.accelerator.process_index
         state = {"tokens": self._tokens_here, "sums": self._train_sums.to_json()}
         (staged / STATE.format(rank=rank)).write_text(json.dumps(state))

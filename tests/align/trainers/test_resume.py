@@ -255,3 +255,52 @@ def test_the_limit_on_checkpoints_keeps_the_newest(
     assert load_file(out / "checkpoint-8" / "model.safetensors")
     settings = json.loads((out / "checkpoint-8" / "manifest.json").read_text())["about"]["run"]
     assert settings["roles"]["reference"]["source"] == "start"
+
+
+def test_a_damaged_checkpoint_crowds_no_whole_one_out(
+    stopped_run: Path, tiny_folder, tiny_tokenizer, pairs
+) -> None:
+    """With a limit of 1, the damaged one with the highest number would be the one that is kept."""
+    (stopped_run / "checkpoint-6" / "optimizer.pt").unlink()
+    resumed = trainer(
+        tiny_folder,
+        tiny_tokenizer,
+        pairs,
+        stopped_run,
+        adapter=False,
+        save_total_limit=1,
+        callbacks=[KilledAtStep(7)],
+    )
+    with pytest.raises(KeyboardInterrupt):
+        resumed.train(resume_from_checkpoint=True)
+    assert [p.name for p in stopped_run.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert newest_whole_checkpoint(stopped_run) == stopped_run / "checkpoint-6"
+    assert (stopped_run / "set-aside-checkpoint-6").is_dir()
+
+
+def test_the_best_checkpoint_is_found_again_at_the_end(
+    tiny_folder, tiny_tokenizer, pairs, tmp_path
+) -> None:
+    done = trainer(
+        tiny_folder,
+        tiny_tokenizer,
+        pairs,
+        tmp_path / "run",
+        adapter=False,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_rewards/margins",
+        greater_is_better=False,
+        save_total_limit=2,
+    )
+    done.train()
+    best = tmp_path / "run" / f"checkpoint-{done.state.best_global_step}"
+    assert done.state.best_model_checkpoint == str(best)
+    assert json.loads((best / "trainer_state.json").read_text())["best_model_checkpoint"] == str(
+        best
+    )
+    stored = load_file(best / "model.safetensors")
+    for name, tensor in stored.items():
+        assert torch.equal(tensor, done.model.state_dict()[name]), name
+    assert done.state.best_global_step < STEPS
