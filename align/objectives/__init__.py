@@ -13,15 +13,26 @@ from typing import Annotated, Any, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from align.errors import RecipeError
+from align.objectives.apo import APO
 from align.objectives.base import Objective
 from align.objectives.cdpo import CDPO
+from align.objectives.copg import CoPG
 from align.objectives.dpo import DPO
+from align.objectives.inpo import INPO
 from align.objectives.ipo import IPO
+from align.objectives.nash_mp import NashMP
+from align.objectives.p3o import P3O
 from align.objectives.rdpo import RDPO
+from align.objectives.rebel import REBEL
 from align.objectives.rpo import RPO
+from align.objectives.spo import SPO
 from align.objectives.sppo import SPPO
+from align.objectives.tgdpo import TGDPO
 
-AnyObjective = Annotated[CDPO | DPO | IPO | RDPO | RPO | SPPO, Field(discriminator="name")]
+AnyObjective = Annotated[
+    APO | CDPO | CoPG | DPO | INPO | IPO | NashMP | P3O | RDPO | REBEL | RPO | SPO | SPPO | TGDPO,
+    Field(discriminator="name"),
+]
 
 _BY_NAME: dict[str, type[Objective]] = {
     member.model_fields["name"].default: member for member in get_args(get_args(AnyObjective)[0])
@@ -76,13 +87,21 @@ def _nearest(word: str, right: Mapping[str, Any]) -> str:
 
 
 __all__ = [
+    "APO",
     "CDPO",
     "DPO",
+    "INPO",
     "IPO",
+    "P3O",
     "RDPO",
+    "REBEL",
     "RPO",
+    "SPO",
     "SPPO",
+    "TGDPO",
     "AnyObjective",
+    "CoPG",
+    "NashMP",
     "Objective",
     "objective_from",
 ]

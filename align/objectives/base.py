@@ -86,6 +86,14 @@ def logratios(
     )
 
 
+def weighted_sum(a: float, first: Pair[Tensor], b: float, second: Pair[Tensor]) -> Pair[Tensor]:
+    """[B] each: a first + b second, side by side."""
+    return Pair(
+        a * first.chosen + b * second.chosen,
+        a * first.rejected + b * second.rejected,
+    )
+
+
 def detached(chosen: Tensor, rejected: Tensor) -> Pair[Tensor]:
     """Both sides without gradient."""
     return Pair(chosen.detach(), rejected.detach())

@@ -7,7 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from align.errors import RecipeError
-from align.objectives import DPO, RDPO, RPO, Objective
+from align.objectives import (
+    APO,
+    DPO,
+    INPO,
+    P3O,
+    RDPO,
+    RPO,
+    SPO,
+    TGDPO,
+    CoPG,
+    NashMP,
+    Objective,
+)
 from align.trainers.config import PreferenceConfig
 from align.trainers.preference import PreferenceTrainer
 
@@ -93,3 +105,106 @@ class RPOTrainer(NamedTrainer):
     """Regularized PO: DPO plus likelihood (Liu et al. 2024, arXiv:2405.16436)."""
 
     objective_class, config_class = RPO, RPOConfig
+
+
+@dataclass
+class APOConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `apo`."""
+
+    own_fields = frozenset({"beta"})
+    beta: float = _field_of(APO, "beta")
+    momentum: float = _field_of(APO, "momentum")
+    inner: Literal["dpo", "sppo"] = _field_of(APO, "inner")
+
+
+class APOTrainer(NamedTrainer):
+    """Accelerated PO (He et al. 2024, arXiv:2410.06293); not Anchored PO."""
+
+    objective_class, config_class = APO, APOConfig
+
+
+@dataclass
+class INPOConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `inpo`."""
+
+    eta: float = _field_of(INPO, "eta")
+    tau: float = _field_of(INPO, "tau")
+
+
+class INPOTrainer(NamedTrainer):
+    """Iterative Nash Policy Optimization (Zhang et al. 2024, arXiv:2407.00617)."""
+
+    objective_class, config_class = INPO, INPOConfig
+
+
+@dataclass
+class NashMPConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `nash_mp`."""
+
+    own_fields = frozenset({"beta"})
+    beta: float = _field_of(NashMP, "beta")
+    eta: float = _field_of(NashMP, "eta")
+
+
+class NashMPTrainer(NamedTrainer):
+    """Nash Mirror Prox, contrastive form (Tiapkin et al. 2025, arXiv:2505.19731)."""
+
+    objective_class, config_class = NashMP, NashMPConfig
+
+
+@dataclass
+class TGDPOConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `tgdpo`."""
+
+    own_fields = frozenset({"beta"})
+    beta: float = _field_of(TGDPO, "beta")
+    alpha: float = _field_of(TGDPO, "alpha")
+
+
+class TGDPOTrainer(NamedTrainer):
+    """DPO with token-level guidance (Zhu et al. 2025, arXiv:2506.14574)."""
+
+    objective_class, config_class = TGDPO, TGDPOConfig
+
+
+@dataclass
+class SPOConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `spo`."""
+
+    eta: float = _field_of(SPO, "eta")
+    tau: float = _field_of(SPO, "tau")
+
+
+class SPOTrainer(NamedTrainer):
+    """Self-play on win rates (Swamy et al. 2024, arXiv:2401.04056)."""
+
+    objective_class, config_class = SPO, SPOConfig
+
+
+@dataclass
+class P3OConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `p3o`."""
+
+    kl_beta: float = _field_of(P3O, "kl_beta")
+    clip: float = _field_of(P3O, "clip")
+    form: Literal["joint", "separate"] = _field_of(P3O, "form")
+
+
+class P3OTrainer(NamedTrainer):
+    """Pairwise Proximal Policy Optimization (Wu et al. 2023, arXiv:2310.00212)."""
+
+    objective_class, config_class = P3O, P3OConfig
+
+
+@dataclass
+class CoPGConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `copg`."""
+
+    own_fields = frozenset({"beta"})
+    beta: float = _field_of(CoPG, "beta")
+
+
+class CoPGTrainer(NamedTrainer):
+    """Contrastive Policy Gradient (Flet-Berliac et al. 2024, arXiv:2406.19185)."""
+
+    objective_class, config_class = CoPG, CoPGConfig

@@ -15,6 +15,7 @@ What it changes in TRL's, and where:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,6 +38,8 @@ from align.trainers.quantization import keep_gradients_on_cpu
 from align.trainers.rows import RowPreparation
 from align.trainers.scoring import RoleScoring, RoleSource
 from align.types import Logps, Pair, PairInputs
+
+logger = logging.getLogger(__name__)
 
 
 class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
@@ -117,6 +120,7 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
         self._eval_sums: SumsOverCounts | None = None
         self._eval_seen: SeenOnce | None = None
         self._tokens_here = 0
+        self._all_clipped = False
         self.identities = {}
         self._signal = StopOnSignal()
         no_weights: Any = ConfigOnly(model.config)
@@ -194,6 +198,8 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
         pairs = counts.sum()
         scale: Any = 1 / result.loss.numel()
         if self.model.training:
+            clipped = result.metrics.get("clipped", torch.zeros_like(counts))
+            self._all_clipped = self._all_clipped and bool((clipped == 1).all())
             self._train_sums.add({name: (n * counts, d * counts) for name, (n, d) in rows.items()})
             self._tokens_here += int(inputs["attention_mask"].sum(dim=1) @ counts.repeat(2).long())
             if num_items_in_batch is not None:
@@ -218,6 +224,7 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
         time.
         """
         batches, pairs = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._all_clipped = True
         state = self.accelerator.gradient_state
         processes = self.accelerator.num_processes
         if processes > 1 and batches and state.end_of_dataloader and state.remainder > 0:
@@ -268,6 +275,9 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
         if grad_norm is None or self.accelerator.scaler is not None:
             return grad_norm
         value = float(grad_norm)
+        if value == 0.0 and self._all_clipped:
+            logger.info("Step %d: every pair is clipped.", self.state.global_step + 1)
+            return grad_norm
         if value == 0.0:
             what = "exactly 0"
             how_on = (

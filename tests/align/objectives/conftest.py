@@ -186,3 +186,17 @@ def table_optimum() -> Callable[..., Tensor]:
         return logits.detach().softmax(0)
 
     return fit
+
+
+@pytest.fixture
+def scores() -> Callable[..., Pair[Tensor]]:
+    """scores(chosen, rejected): [B] each; by default those of the golden pairs."""
+
+    def build(
+        chosen: Sequence[float] = SCORES[0],
+        rejected: Sequence[float] = SCORES[1],
+        dtype: torch.dtype = torch.float64,
+    ) -> Pair[Tensor]:
+        return Pair(torch.tensor(chosen, dtype=dtype), torch.tensor(rejected, dtype=dtype))
+
+    return build

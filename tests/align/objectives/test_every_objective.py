@@ -20,7 +20,14 @@ from align.objectives import AnyObjective, Objective, objective_from
 from align.types import Logps, ObjectiveOutput, Pair, PairInputs
 
 MEMBERS: list[type[Objective]] = list(get_args(get_args(AnyObjective)[0]))
-FURTHER: Mapping[str, list[dict[str, Any]]] = {}
+FURTHER: Mapping[str, list[dict[str, Any]]] = {
+    "inpo": [{"eta": 0.5, "tau": 0.2}],
+    "spo": [{"eta": 2.0, "tau": 0.2}],  # needs reference
+    "tgdpo": [{"alpha": 20.0}],  # weights of both signs
+}
+STOPS_GRADIENT = {  # by choice of the formula: no gradcheck, but goldens with frozen copies
+    "p3o": "the importance ratio of the other side is a constant weight",
+}
 
 ROLES = ("policy", "reference", "previous", "earlier", "guide", "anchor")
 OPTIONAL = {field.name for field in fields(PairInputs)} - {"policy"}
@@ -232,7 +239,8 @@ def test_the_gradient_is_that_of_the_loss(objective):
         return objective(replace(inputs, policy=policy)).loss
 
     _, leaves = with_gradient(inputs, "policy")
-    assert torch.autograd.gradcheck(loss, leaves)
+    if objective.name not in STOPS_GRADIENT:
+        assert torch.autograd.gradcheck(loss, leaves)
     assert all(grad.abs().sum() > 0 for grad in torch.autograd.grad(loss(*leaves).sum(), leaves))
 
 

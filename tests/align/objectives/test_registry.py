@@ -4,11 +4,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, get_args
+from typing import get_args
 
 import pytest
 import yaml
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 import align.objectives
 from align.errors import RecipeError
@@ -24,14 +24,36 @@ TABLE = {  # the contract: needs, accepts
     "ipo": ({"reference"}, {"preference"}),
     "rdpo": ({"reference"}, set()),
     "rpo": ({"reference"}, {"preference"}),
+    "tgdpo": ({"reference", "guide"}, set()),
+    "copg": ({"reference", "score"}, set()),
+    "p3o": ({"previous", "reference", "score"}, set()),
+    "inpo": ({"reference", "previous"}, {"preference"}),
+    "nash_mp": ({"reference", "anchor"}, {"preference"}),
+    "apo": ({"previous", "earlier"}, {"preference"}),
+    "spo": ({"previous", "score"}, set()),
     "sppo": ({"previous", "score"}, set()),
+    "rebel": ({"previous", "score"}, set()),
 }
 
 
-@pytest.mark.parametrize("name", TABLE)
+@every_name
 def test_needs_and_accepts_are_those_of_the_contract(name):
     objective = objective_from({"name": name})
     assert (objective.needs, objective.accepts) == TABLE[name]
+
+
+@pytest.mark.parametrize(
+    ("node", "needs", "accepts"),
+    [
+        ({"name": "apo", "inner": "sppo"}, {"previous", "earlier", "score"}, set()),
+        ({"name": "apo", "inner": "dpo"}, {"previous", "earlier"}, {"preference"}),
+        ({"name": "spo", "tau": 0.1}, {"previous", "score", "reference"}, set()),
+        ({"name": "spo", "tau": 0}, {"previous", "score"}, set()),
+    ],
+)
+def test_needs_hang_on_the_fields_where_the_contract_says_so(node, needs, accepts):
+    objective = objective_from(node)
+    assert (objective.needs, objective.accepts) == (needs, accepts)
 
 
 def test_a_node_becomes_the_objective_it_names():
@@ -54,7 +76,7 @@ def test_an_objective_is_given_back():
 @pytest.mark.parametrize(
     ("node", "text"),
     [
-        ({}, r"`objective\.name` is missing.*cdpo, dpo"),
+        ({}, r"`objective\.name` is missing.*apo, cdpo, copg, dpo"),
         ({"beta": 0.1}, r"`objective\.name` is missing"),
         ({"name": "dpoo"}, r"`objective\.name` is 'dpoo'.*did you mean `dpo`\?"),
         ({"name": "DPO"}, r"`objective\.name` is 'DPO'.*did you mean `dpo`\?"),
@@ -69,6 +91,14 @@ def test_an_objective_is_given_back():
         ({"name": "rpo", "eta": -1e-9}, r"`objective\.eta` is -1e-09: .*or equal to 0"),
         ({"name": "rpo", "form": "mean"}, r"`objective\.form` is 'mean': .*'cumulative' or"),
         ({"name": "ipo", "length_normalised": 0.3}, r"`objective\.length_normalised` is 0\.3"),
+        (
+            {"name": "inpo", "eta": 0.1, "tau": 0.2},
+            r"\(inpo\): `tau` is 0\.2, .*at most `eta`, 0\.1",
+        ),
+        ({"name": "spo", "eta": 4, "tau": 0.3}, r"\(spo\): `tau` is 0\.3, .*1 / `eta`, 0\.25"),
+        ({"name": "apo", "momentum": 1}, r"`objective\.momentum` is 1: .*less than 1"),
+        ({"name": "apo", "inner": "zero"}, r"`objective\.inner` is 'zero': .*'dpo' or 'sppo'"),
+        ({"name": "p3o", "clip": 0}, r"`objective\.clip` is 0: .*greater than 0"),
         ("dpo", r"`objective` must be a mapping .*not 'dpo'"),
         (None, r"`objective` must be a mapping .*not None"),
     ],
@@ -92,25 +122,6 @@ def test_the_union_can_be_a_field_of_a_recipe():
     assert Recipe.model_validate({"objective": {"name": "sppo"}}).objective.name == "sppo"
     with pytest.raises(ValidationError, match=r"objective\.dpo\.betta"):
         Recipe.model_validate({"objective": {"name": "dpo", "betta": 1}})
-
-
-def test_needs_may_depend_on_the_fields():
-    """What accelerated PO and SPO will do: a property in place of the constant."""
-
-    class Fickle(Objective, frozen=True):
-        name: str = "fickle"
-        tau: float = Field(default=0.1, ge=0, description="0 needs no reference.")
-
-        @property
-        def needs(self):
-            return frozenset({"previous"} | ({"reference"} if self.tau > 0 else set()))
-
-        def __call__(self, inputs):
-            raise NotImplementedError
-
-    adapter = TypeAdapter(Annotated[Fickle, Field()])
-    assert adapter.validate_python({"tau": 0}).needs == {"previous"}
-    assert adapter.validate_python({}).needs == {"previous", "reference"}
 
 
 def test_no_formula_file_is_outside_the_union():

@@ -254,6 +254,21 @@ def test_a_gradient_of_zero_stops_the_run(make) -> None:
         trainer.train()
 
 
+def test_a_step_in_which_every_pair_is_clipped_is_no_fault(make, pairs) -> None:
+    """The clip of P3O stops gradients on purpose: after one large step nothing is left to move."""
+    rows = pairs.add_column("chosen_score", [1.0] * 12).add_column("rejected_score", [0.0] * 12)
+    trainer = make(
+        rows=rows,
+        objective={"name": "p3o", "clip": 1e-6, "form": "joint"},
+        roles={"previous": "start", "reference": "start"},
+        changes={"max_steps": 3, "per_device_train_batch_size": 12, "learning_rate": 1e-3},
+    )
+    trainer.train()
+    steps = [row for row in trainer.state.log_history if "loss" in row]
+    assert steps[0]["grad_norm"] > 0
+    assert (steps[1]["clipped"], steps[1]["grad_norm"]) == (1.0, 0.0)
+
+
 def test_pairs_without_signal_are_refused(make, pairs) -> None:
     row = pairs[0] | {"rejected_ids": pairs[0]["chosen_ids"]}
     with pytest.raises(DataError, match=r"Row 12 .* same tokens"):

@@ -1,0 +1,345 @@
+"""Plants faults in copies of the objectives, one at a time, and sees whether a test notices.
+
+    python scripts/mutate_objectives.py            # all of them
+    python scripts/mutate_objectives.py copg spo   # those in these files
+
+Every fault is an exact text of a file and what stands in its place, planted in a copy of the tree
+in a temporary folder. Only the fast tests of this objective run there, its own file first. Exit
+code 1: a fault survived, its text is no longer in the file, or it broke more than a formula (the
+tests could not even be collected).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OBJECTIVES = Path("align/objectives")
+TESTS = Path("tests/align/objectives")
+AT_ONCE = 2
+SECONDS = 120.0  # of one fault's tests, at most
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`old`, which stands exactly once in align/objectives/`file`.py, becomes `new`.
+
+    `tested` is the objective whose tests run, where the file is not one itself.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tested: str = ""
+
+    @property
+    def objective(self) -> str:
+        return self.tested or self.file
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`killed`: by a test that failed, whose name is `by`; else `by` is what happened instead."""
+
+    mutation: Mutation
+    killed: bool
+    by: str
+
+
+MUTATIONS = (
+    # DPO and its kin
+    Mutation("sign of the margin", "dpo", "softplus(-margin) +", "softplus(margin) +"),
+    Mutation(
+        "missing beta",
+        "dpo",
+        "margin = self.beta * (rho.chosen - rho.rejected)",
+        "margin = rho.chosen - rho.rejected",
+    ),
+    Mutation("soft label unused", "dpo", "if inputs.preference is None", "if True"),
+    Mutation("token weights unused", "dpo", ", inputs.token_weight)", ")"),
+    Mutation(
+        "swapped roles of the labels",
+        "cdpo",
+        "(1 - eps) * softplus(-margin) + eps * softplus(margin)",
+        "eps * softplus(-margin) + (1 - eps) * softplus(margin)",
+    ),
+    Mutation(
+        "rdpo adds as cdpo does", "rdpo", "softplus(-margin) - eps", "softplus(-margin) + eps"
+    ),
+    Mutation("rdpo's normaliser", "rdpo", "(1 - 2 * eps)", "(1 - eps)"),
+    Mutation("wrong target constant", "ipo", "(p - 0.5) / self.tau", "p / self.tau"),
+    Mutation("mean for a sum", "ipo", "if self.length_normalised", "if True"),
+    Mutation(
+        "both sides by one length",
+        "ipo",
+        "rejected / inputs.policy.rejected.lengths()",
+        "rejected / inputs.policy.chosen.lengths()",
+    ),
+    Mutation(
+        "missing beta of the likelihood", "rpo", "-self.beta * chosen.total()", "-chosen.total()"
+    ),
+    Mutation(
+        "sum for a mean",
+        "rpo",
+        'if self.form == "cumulative" else -chosen.average()',
+        'if self.form == "cumulative" else -chosen.total()',
+    ),
+    Mutation("likelihood pushed down", "rpo", "dpo.loss + self.eta", "dpo.loss - self.eta"),
+    # TGDPO
+    Mutation(
+        "rejected weighed like chosen",
+        "tgdpo",
+        "1 - step * _token_logratio",
+        "1 + step * _token_logratio",
+    ),
+    Mutation("missing beta in the weights", "tgdpo", "self.alpha * self.beta", "self.alpha"),
+    Mutation("guide unused", "tgdpo", "reference, weight)", "reference)"),
+    Mutation(
+        "weights from guide against itself",
+        "tgdpo",
+        "at_least_float32(guide.token) - at_least_float32(reference.token)",
+        "at_least_float32(reference.token) - at_least_float32(guide.token)",
+    ),
+    Mutation("padding counted", "tgdpo", "((weight <= 0) & logps.mask)", "(weight <= 0)"),
+    Mutation("zero counted as positive", "tgdpo", "(weight <= 0)", "(weight < 0)"),
+    Mutation("warns every time", "tgdpo", "@cache\n", ""),
+    # CoPG, REBEL
+    Mutation("missing half", "copg", "self.beta / 2 * h**2", "self.beta * h**2"),
+    Mutation("maximised", "copg", "- gain * h", "+ gain * h"),
+    Mutation(
+        "one reward for a difference", "copg", "score.chosen - score.rejected", "score.chosen"
+    ),
+    Mutation("step unused", "rebel", "self.eta * (score", "(score"),
+    Mutation("target's sign", "rebel", "d.rejected - target", "d.rejected + target"),
+    Mutation("the paper's scale", "rebel", "- target) ** 2", "- target) ** 2 / self.eta**2"),
+    # P3O
+    Mutation("clip on the wrong side", "p3o", "torch.minimum(", "torch.maximum("),
+    Mutation("no clip", "p3o", "x.clamp(x0 - self.clip, x0 + self.clip)", "x"),
+    Mutation(
+        "missing half of the joint form",
+        "p3o",
+        "advantage * joint / 2, x, x0",
+        "advantage * joint, x, x0",
+    ),
+    Mutation("undetached ratio", "p3o", "advantage * q2.detach()", "advantage * q2"),
+    Mutation("sides' advantages alike", "p3o", "(-advantage * q1", "(advantage * q1"),
+    Mutation("KL's sign", "p3o", "- self.kl_beta *", "+ self.kl_beta *"),
+    Mutation(
+        "KL of the policy",
+        "p3o",
+        "logratios(previous, inputs.reference)",
+        "logratios(inputs.policy, inputs.reference)",
+    ),
+    Mutation("ratio of one side", "p3o", "d.chosen + d.rejected)", "d.chosen)"),
+    Mutation("ratio without a cap", "p3o", ".clamp(max=LARGEST_LOG_RATIO)", ""),
+    Mutation(
+        "gradient lost at the cap",
+        "p3o",
+        "d.detach().clamp(max=LARGEST_LOG_RATIO).exp() * (d - d.detach()).exp()",
+        "d.clamp(max=LARGEST_LOG_RATIO).exp()",
+    ),
+    # INPO, Nash-MP, SPO
+    Mutation(
+        "swapped roles",
+        "inpo",
+        "weighted_sum(share, rho, 1 - share, d)",
+        "weighted_sum(share, d, 1 - share, rho)",
+    ),
+    Mutation("weight upside down", "inpo", "self.tau / self.eta\n", "1 - self.tau / self.eta\n"),
+    Mutation("target without 1/eta", "inpo", "(p - 0.5) / self.eta", "(p - 0.5)"),
+    Mutation("label unused", "inpo", "if inputs.preference is None", "if True"),
+    Mutation(
+        "tau above eta let in", "inpo", "if self.tau > self.eta", "if self.tau > 2 * self.eta"
+    ),
+    Mutation("missing beta", "nash_mp", "weighted_sum(self.beta, rho", "weighted_sum(1.0, rho"),
+    Mutation("eta for 1/eta", "nash_mp", "1 / self.eta, a)", "self.eta, a)"),
+    Mutation("wrong target constant", "nash_mp", "- (p - 0.5)) ** 2", "- p) ** 2"),
+    Mutation(
+        "anchor is the reference",
+        "nash_mp",
+        "a = logratios(inputs.policy, inputs.anchor)",
+        "a = rho",
+    ),
+    Mutation(
+        "needs a reference it does not read",
+        "spo",
+        "if self.tau > 0 else set()",
+        "if self.tau >= 0 else set()",
+    ),
+    Mutation(
+        "swapped roles",
+        "spo",
+        "weighted_sum(share, rho, 1 - share, g)",
+        "weighted_sum(share, g, 1 - share, rho)",
+    ),
+    Mutation("eta divides", "spo", "self.eta * (win_rate", "1 / self.eta * (win_rate"),
+    Mutation(
+        "rewards let in", "spo", "scores_are_win_rates = True", "scores_are_win_rates = False"
+    ),
+    # APO, SPPO
+    Mutation("momentum's sign", "apo", "-self.momentum, step", "self.momentum, step"),
+    Mutation(
+        "momentum off the wrong policy",
+        "apo",
+        "logratios(present(inputs.previous), inputs.earlier)",
+        "logratios(inputs.policy, inputs.earlier)",
+    ),
+    Mutation(
+        "swapped roles",
+        "apo",
+        "logratios(inputs.policy, inputs.previous)",
+        "logratios(inputs.policy, inputs.earlier)",
+    ),
+    Mutation(
+        "missing beta of one label",
+        "apo",
+        "(1 - p) * softplus(self.beta * h)",
+        "(1 - p) * softplus(h)",
+    ),
+    Mutation(
+        "target times beta",
+        "apo",
+        "win_rate.rejected) / self.beta",
+        "win_rate.rejected) * self.beta",
+    ),
+    Mutation("half of the inner sppo", "apo", "loss = (h - (", "loss = 0.5 * (h - ("),
+    Mutation(
+        "missing half", "sppo", "0.5 * (chosen**2 + rejected**2)", "(chosen**2 + rejected**2)"
+    ),
+    Mutation(
+        "wrong target constant", "sppo", "(win_rate.rejected - 0.5)", "(win_rate.rejected - 1.0)"
+    ),
+    # What they share
+    Mutation(
+        "a role keeps its gradient", "checks", "logps.chosen.detached()", "logps.chosen", "dpo"
+    ),
+    Mutation("a column keeps its gradient", "checks", "values.detach().to(", "values.to(", "copg"),
+    Mutation(
+        "a masked weight counts", "base", "weight.masked_fill(~policy.mask, 0.0)", "weight", "tgdpo"
+    ),
+    Mutation(
+        "reward keeps its gradient",
+        "base",
+        "Pair(chosen.detach(), rejected.detach())",
+        "Pair(chosen, rejected)",
+        "dpo",
+    ),
+    Mutation("sides mixed up", "base", "b * second.rejected", "b * second.chosen", "inpo"),
+)
+
+
+def plant(tree: Path, mutation: Mutation) -> bool:
+    """Writes the fault into a copy; False where its text does not stand there exactly once."""
+    path = tree / OBJECTIVES / f"{mutation.file}.py"
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutation.old) != 1:
+        return False
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    return True
+
+
+def copy_of_the_tree(folder: Path) -> Path:
+    tree = folder / "tree"
+    without_caches = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(ROOT / "align", tree / "align", ignore=without_caches)
+    shutil.copytree(ROOT / TESTS, tree / TESTS, ignore=without_caches)
+    shutil.copy(ROOT / "tests" / "conftest.py", tree / "tests")
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    return tree
+
+
+def run(tree: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """python in the copy: `-m` puts its folder before the installed package's."""
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(tree),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tree,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def tests_of(objectives: Sequence[str]) -> list[str]:
+    """Arguments for pytest: each one's own file, then what every objective has to do."""
+    own = [str(TESTS / f"test_{name}.py") for name in objectives]
+    # The names of the free tests hold the objective's, those of a file that of the file.
+    chosen = " or ".join(f"test_{name} or {name}" for name in objectives)
+    options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--tb=no", "-rfE"]
+    return ["-m", "pytest", *options, *own, str(TESTS / "test_every_objective.py"), "-k", chosen]
+
+
+def tried(mutation: Mutation) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        tree = copy_of_the_tree(Path(folder))
+        if not plant(tree, mutation):
+            return Outcome(mutation, killed=False, by="its text is not in the file exactly once")
+        try:
+            done = run(tree, tests_of([mutation.objective]))
+        except subprocess.TimeoutExpired:
+            return Outcome(mutation, killed=False, by=f"no verdict in {SECONDS:g} s")
+    if done.returncode == 0:
+        return Outcome(mutation, killed=False, by="no test failed")
+    failed = re.search(r"^FAILED \S*?(\w+)\.py::(\S+)", done.stdout, flags=re.MULTILINE)
+    if failed is None:
+        return Outcome(
+            mutation, killed=False, by=f"broken: {done.stdout[-300:]}{done.stderr[-300:]}"
+        )
+    return Outcome(mutation, killed=True, by=f"{failed[1]}::{failed[2]}")
+
+
+def without_faults(objectives: Sequence[str]) -> str:
+    """What is wrong before any fault is planted; empty if nothing is."""
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        tree = copy_of_the_tree(Path(folder))
+        where = run(tree, ["-c", "import align.objectives; print(align.objectives.__file__)"])
+        if Path(where.stdout.strip()).parent != tree / OBJECTIVES:
+            return f"the copy is not what is imported: {where.stdout}{where.stderr}"
+        done = run(tree, tests_of(objectives))
+        return "" if done.returncode == 0 else f"tests fail without a fault:\n{done.stdout[-2000:]}"
+
+
+def rows(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    for outcome in outcomes:
+        mutation = outcome.mutation
+        verdict = "killed" if outcome.killed else "SURVIVED"
+        yield f"{mutation.file:8} {mutation.name:38} {verdict:9} {outcome.by}"
+
+
+def main(names: Sequence[str]) -> int:
+    unknown = set(names) - {mutation.file for mutation in MUTATIONS}
+    if unknown:
+        print(f"no mutation is in {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    mutations = [mutation for mutation in MUTATIONS if not names or mutation.file in names]
+    objectives = sorted({mutation.objective for mutation in mutations})
+    if problem := without_faults(objectives):
+        print(problem, file=sys.stderr)
+        return 1
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        outcomes = list(pool.map(tried, mutations))
+    print("\n".join(rows(outcomes)))
+    killed = sum(outcome.killed for outcome in outcomes)
+    print(f"\n{killed} of {len(outcomes)} planted faults were noticed")
+    return 0 if killed == len(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
