@@ -358,12 +358,12 @@ PROVOKED: dict[str, tuple[str | dict[str, Any], str, list[str]]] = {
     "objective mistyped": (
         {**BASE, "objective": {"name": "dppo"}},
         "",
-        ["objective.name: no objective dppo; did you mean `dpo`?; there are cdpo, dpo"],
+        ["objective.name: no objective dppo; did you mean `dpo`?; there are apo, cdpo, copg, dpo"],
     ),
     "field of another objective": (
         base("objective", tau=0.1),
         "",
-        ["objective.tau: no such key for dpo (it has beta); ipo would read it"],
+        ["objective.tau: no such key for dpo (it has beta); inpo, ipo, spo would read it"],
     ),
     "role missing": (
         {**BASE, "roles": {}},

@@ -243,7 +243,7 @@ MISTAKES = [
     Mistake("an unknown objective", USAGE, r"no objective dpoo", r"r\.yaml:7: objective\.name",
             r"did you mean `dpo`\?", recipe=recipe("name: dpo", "name: dpoo")),
     Mistake("a field of another objective", USAGE, r"eta: no such key for dpo", r"r\.yaml:9",
-            r"rpo would read it", recipe=recipe("  beta: 0.1\n", "  beta: 0.1\n  eta: 0.1\n")),
+            r"rpo, spo would read it", recipe=recipe("  beta: 0.1\n", "  beta: 0.1\n  eta: 0.1\n")),
     Mistake("a role left out", USAGE, r"dpo needs it", r"roles\.reference",
             r"write `reference: start`", recipe=recipe("roles: {reference: start}\n")),
     Mistake("a switch of TRL's losses", USAGE, r"TRL's losses are off",
