@@ -68,11 +68,16 @@ def digest(parts: Iterable[str]) -> str:
     return h.hexdigest()
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Sha256 over names, dtypes, shapes and bytes of the whole state, in hex."""
+def weights_digest(model: nn.Module, without: Sequence[str] = ()) -> str:
+    """Sha256 over names, dtypes, shapes and bytes of the whole state, in hex.
+
+    Args:
+        model: whose state.
+        without: tensors with one of these in their name are left out.
+    """
     h = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor) or any(part in name for part in without):
             continue
         h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         # Viewed as bytes, because numpy knows neither bfloat16 nor float8.
@@ -127,11 +132,12 @@ class RoleScores:
         root: folder that holds all scores.
         identity: whose scores they are.
         rows: `rows_digest` over `SCORED_COLUMNS`; it covers token ids, truncation and order.
+        backend: how the forward pass was laid out, since each rounds in its own way.
     """
 
-    def __init__(self, root: Path, identity: Identity, rows: str) -> None:
-        self.folder = root / f"{identity.key}-{rows[:16]}"
-        self._about = {"identity": identity.to_json(), "rows": rows}
+    def __init__(self, root: Path, identity: Identity, rows: str, backend: str) -> None:
+        self.folder = root / f"{identity.key}-{rows[:16]}-{backend}"
+        self._about = {"identity": identity.to_json(), "rows": rows, "backend": backend}
 
     def load(self, role: str) -> Dataset | None:
         """The two score columns under the role's names, or None when they are absent or damaged."""

@@ -1,8 +1,27 @@
-"""Token rows to log-probabilities.
+"""Token rows -> forest -> log-probs: each unique prefix computed once, only edges scored."""
 
-Objectives and trainers see `Logps`, never how they were computed.
-"""
+from align.forest.backends import (
+    BACKENDS,
+    PADDED,
+    TREE,
+    TREE_VARLEN,
+    Backend,
+    Choice,
+    choose_backend,
+)
+from align.forest.pack import Pack
+from align.forest.padded import score_rows
+from align.forest.rows import TokenRow
 
-from align.forest.padded import TokenRow, completion_logps, pad_rows, score_rows
-
-__all__ = ["TokenRow", "completion_logps", "pad_rows", "score_rows"]
+__all__ = [
+    "BACKENDS",
+    "PADDED",
+    "TREE",
+    "TREE_VARLEN",
+    "Backend",
+    "Choice",
+    "Pack",
+    "TokenRow",
+    "choose_backend",
+    "score_rows",
+]

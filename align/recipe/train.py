@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field
 
@@ -48,8 +48,8 @@ class Train(Section):
     """Pairs per device and forward pass in evaluation."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Batches whose gradients make one optimizer step."""
-    token_budget: int | None = Field(default=None, ge=16)
-    """Tokens of one forward pass at most; null means the whole batch at once."""
+    token_budget: Annotated[int, Field(ge=16)] | Literal["auto"] | None = None
+    """Tokens of one forward pass at most; null means the whole batch at once, auto what fits."""
     optim: Optimizer = "adamw_torch_fused"
     """The optimizer."""
     optim_args: str | None = None
@@ -146,8 +146,10 @@ class Train(Section):
     """Deterministic kernels throughout: reproducible on one machine, slower."""
     use_cpu: bool = False
     """Train on the CPU though a GPU is there."""
-    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
-    """Order of the pairs."""
+    train_sampling_strategy: Literal[
+        "random", "sequential", "group_by_length", "group_by_prompt"
+    ] = "random"
+    """Order of the pairs; group_by_prompt keeps the pairs of a prompt or tree in one step."""
     dataloader_drop_last: bool = False
     """Leave out the last batch where it is not full."""
     dataloader_num_workers: int = Field(default=0, ge=0)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from align.forest import completion_logps
+from align.forest import Choice, Pack
+from align.forest.attention import attending
+from align.forest.model import EdgeOutput, read_pack
 from align.objectives import Objective
 from align.reference import Identity
 from align.trainers.guards import StopOnSignal
@@ -27,6 +28,7 @@ class TrainerBase(DPOTrainer):
     Attributes:
         objective: the loss.
         identities: who the scored roles are, by role.
+        backend: how log-probs are computed, and why so.
     """
 
     # Left open by transformers and TRL, whose annotations admit None and bare modules.
@@ -38,6 +40,7 @@ class TrainerBase(DPOTrainer):
 
     objective: Objective
     identities: dict[str, Identity]
+    backend: Choice
 
     _sources: dict[str, Any]
     _start: Identity
@@ -46,31 +49,41 @@ class TrainerBase(DPOTrainer):
     _row_tables: list[Dataset]
     _train_sums: SumsOverCounts
     _tokens_here: int
+    _computed_here: int
     _signal: StopOnSignal
 
-    def _logps(self, model: Any, inputs: Mapping[str, Tensor]) -> tuple[Pair[Logps], Any]:
-        """The one seam through which log-probs are computed: padded rows, TRL's chunked LM head."""
-        completion_mask = inputs["completion_mask"]
-        extra = {"output_router_logits": True} if self.aux_loss_enabled and model.training else {}
-        with self.accelerator.autocast(), self._checkpointing_only_with_grad():
-            outputs = model(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                labels=inputs["input_ids"].masked_fill(completion_mask == 0, -100),
-                use_cache=False,
-                fused_lm_head=True,
-                **extra,
-            )
-        # Prompt-learning adapters put virtual tokens in front of the rows' own S-1 slots.
-        token_logps = outputs.log_probs[:, -(completion_mask.shape[1] - 1) :]
-        chosen, rejected = (
-            completion_logps(token, mask)
-            for token, mask in zip(token_logps.chunk(2), completion_mask.chunk(2), strict=True)
-        )
-        return Pair(chosen, rejected), outputs
+    def _logps(
+        self, model: Any, part: Mapping[str, Any], *, statistics: bool = False
+    ) -> tuple[Pair[Logps], EdgeOutput]:
+        """The one seam through which log-probs are computed: a pack in, edges out.
+
+        The backward pass of a checkpointed model attends again, so whoever calls `backward` also
+        does it inside `attending`.
+        """
+        pack: Pack = part["pack"]
+        router_logits = bool(self.aux_loss_enabled and model.training)
+        with (
+            self.accelerator.autocast(),
+            attending(model, pack.implementation),
+            self._checkpointing_only_with_grad(),
+        ):
+            output = read_pack(model, pack, statistics=statistics, router_logits=router_logits)
+        return sides(pack, output.logps), output
 
     def _checkpointing_only_with_grad(self) -> Any:
         # Reentrant checkpointing warns, needlessly, when it runs without gradient.
         if torch.is_grad_enabled():
             return contextlib.nullcontext()
         return disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+
+    def _prepare_input(self, data: Any) -> Any:
+        if isinstance(data, Pack):
+            return data.to(self.args.device)
+        return super()._prepare_input(data)
+
+
+def sides(pack: Pack, edge: Any) -> Pair[Logps]:
+    """Values at a pack's edges, [E], as those of its chosen rows and of its rejected rows."""
+    pairs = len(pack.lengths) // 2
+    edge = edge.to(pack.index.device)
+    return Pair(pack.rows(0, pairs, edge), pack.rows(pairs, 2 * pairs, edge))

@@ -143,7 +143,7 @@ class Checkpointing(TrainerBase):
     def _restore(self, checkpoint: Path) -> None:
         rank = self.accelerator.process_index
         state = json.loads((checkpoint / STATE.format(rank=rank)).read_text())
-        self._tokens_here = state["tokens"]
+        self._tokens_here, self._computed_here = state["tokens"], state["computed_tokens"]
         self._train_sums.restore(state["sums"])
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -171,7 +171,11 @@ class Checkpointing(TrainerBase):
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         rank = self.accelerator.process_index
-        state = {"tokens": self._tokens_here, "sums": self._train_sums.to_json()}
+        state = {
+            "tokens": self._tokens_here,
+            "computed_tokens": self._computed_here,
+            "sums": self._train_sums.to_json(),
+        }
         (staged / STATE.format(rank=rank)).write_text(json.dumps(state))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:

@@ -1,4 +1,4 @@
-"""Rows to the padded batch that `trl.DPOTrainer` knows: first half chosen, second half rejected."""
+"""Rows to the batch of one device: pairs laid out for as many forward passes as fit the budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.forest import TokenRow, pad_rows
+from align.forest import Backend, TokenRow
 from align.reference import ROLES, score_columns
 
 SCALARS = ("chosen_score", "rejected_score", "preference")
@@ -19,70 +19,49 @@ ROLE_COLUMNS = tuple(column for role in ROLES for column in score_columns(role))
 
 @dataclass(frozen=True)
 class PreferenceCollator:
-    """Pads B pairs to the batch that `trl.DPOTrainer` knows.
+    """Lays B pairs out for forward passes of at most `token_budget` tokens each.
 
-    A batch holds `row_index` [B]; `input_ids`, `attention_mask`, `completion_mask` [2B, S]; and,
-    for columns that the rows carry, `chosen_score`, `rejected_score`, `preference` [B], token
-    weights and role log-probs [B, T] per side, in float32.
+    A batch holds `row_index` [B] and `parts`, one per forward pass over b of its pairs: `place` [b]
+    of the pairs in the batch, their `row_index` [b] and `tokens` [b] (both rows together), `pack`
+    (2b rows: chosen, then rejected) and, for columns that the rows carry, `chosen_score`,
+    `rejected_score`, `preference` [b], token weights and role log-probs [b, T] per side, in
+    float32.
+
+    Attributes:
+        backend: how pairs are laid out.
+        token_budget: tokens of one forward pass at most, as the backend counts them; None means
+            the whole batch at once.
     """
 
-    pad_token_id: int
+    backend: Backend
+    token_budget: int | None = None
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """One batch of the rows of `examples`."""
-        rows = [
-            TokenRow(example["prompt_ids"], example[side])
+        chosen, rejected = (
+            [TokenRow(example["prompt_ids"], example[side]) for example in examples]
             for side in ("chosen_ids", "rejected_ids")
-            for example in examples
-        ]
-        batch = {"row_index": torch.tensor([example["row_index"] for example in examples])}
-        batch |= pad_rows(rows, self.pad_token_id)
-        present = examples[0].keys()
-        for name in SCALARS:
-            if name in present:
-                batch[name] = torch.tensor(
-                    [example[name] for example in examples], dtype=torch.float32
-                )
-        for name in (*TOKEN_WEIGHTS, *ROLE_COLUMNS):
-            if name in present:
-                values = [torch.tensor(example[name], dtype=torch.float32) for example in examples]
-                batch[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
-        return batch
+        )
+        parts: list[dict[str, Any]] = []
+        for pairs in self.backend.cut(chosen, rejected, self.token_budget):
+            rows = [side[pair] for side in (chosen, rejected) for pair in pairs]
+            part = {
+                "place": torch.tensor(pairs),
+                "tokens": torch.tensor([len(chosen[p]) + len(rejected[p]) for p in pairs]),
+                "pack": self.backend.lay_out(rows),
+            }
+            parts.append(part | _columns([examples[pair] for pair in pairs]))
+        return {"row_index": torch.tensor([e["row_index"] for e in examples]), "parts": parts}
 
 
-def within_budget(batch: Mapping[str, Tensor], token_budget: int | None) -> list[dict[str, Tensor]]:
-    """Cuts a batch into parts of similar lengths, each of at most `token_budget` padded tokens.
-
-    A pair longer than the budget gets a part of its own. Padding that a part does not need is cut
-    away.
-    """
-    if token_budget is None:
-        return [dict(batch)]
-    pairs = batch["row_index"].numel()
-    width = batch["attention_mask"].sum(dim=1).view(2, pairs).amax(dim=0).tolist()
-    parts: list[list[int]] = []
-    for pair in sorted(range(pairs), key=lambda b: -width[b]):
-        # The first pair of a part is its longest.
-        if parts and 2 * (len(parts[-1]) + 1) * width[parts[-1][0]] <= token_budget:
-            parts[-1].append(pair)
-        else:
-            parts.append([pair])
-    return [_part(batch, part) for part in parts]
-
-
-def _part(batch: Mapping[str, Tensor], pairs: list[int]) -> dict[str, Tensor]:
-    total = batch["row_index"].numel()
-    index = torch.tensor(pairs, device=batch["row_index"].device)
-    rows = torch.cat([index, index + total])
-    part = {
-        name: tensor[rows if tensor.shape[0] == 2 * total else index]
-        for name, tensor in batch.items()
-    }
-    positions = int(part["attention_mask"].sum(dim=1).max())
-    chosen, rejected = part["completion_mask"].sum(dim=1).view(2, -1).amax(dim=1).tolist()
-    for name in ("input_ids", "attention_mask", "completion_mask"):
-        part[name] = part[name][:, :positions]
+def _columns(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    present = examples[0].keys()
+    columns = {"row_index": torch.tensor([example["row_index"] for example in examples])}
+    for name in SCALARS:
+        if name in present:
+            columns[name] = torch.tensor([e[name] for e in examples], dtype=torch.float32)
     for name in (*TOKEN_WEIGHTS, *ROLE_COLUMNS):
-        if name in part:
-            part[name] = part[name][:, : chosen if "chosen" in name else rejected]
-    return part
+        if name in present:
+            values = [torch.tensor(example[name], dtype=torch.float32) for example in examples]
+            columns[name] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)
+    return columns

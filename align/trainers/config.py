@@ -34,8 +34,14 @@ class PreferenceConfig(DPOConfig):
     """`trl.DPOConfig` for any objective of this library.
 
     Args:
-        token_budget: tokens of one forward pass at most, padding included; None means the whole
-            batch at once. It moves the borders of forward passes only: the gradient is the same.
+        token_budget: tokens of one forward pass at most, shared ones counted once and padding where
+            there is any included; None means the whole batch at once, "auto" the largest that fits
+            into memory when training begins. It moves the borders of forward passes only: the
+            gradient is the same to rounding.
+        train_sampling_strategy: order of the pairs. "group_by_prompt" keeps the pairs of one
+            `group_id` (or, without that column, of one prompt) in one step, so that all of them
+            share what they have in common; it makes the pairs of a step less independent, which is
+            why it is off by default.
         on_too_long: what happens to a raw row longer than `max_length` tokens; `cut_completion` is
             what TRL does.
         allow_change: names of settings that may differ from the checkpoint that a run resumes from.
@@ -44,9 +50,16 @@ class PreferenceConfig(DPOConfig):
         RecipeError: one of TRL's own loss switches is set.
     """
 
-    token_budget: int | None = field(
+    token_budget: int | str | None = field(
         default=None,
-        metadata={"help": "Tokens of one forward pass at most; None: the whole batch."},
+        metadata={"help": "Tokens of one forward pass at most; None: the whole batch; or `auto`."},
+    )
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={
+            "help": "Order of the pairs.",
+            "choices": ["random", "sequential", "group_by_length", "group_by_prompt"],
+        },
     )
     on_too_long: str = field(
         default="cut_completion",
@@ -69,6 +82,14 @@ class PreferenceConfig(DPOConfig):
                     f"{type(self).__name__}.{name} = {value!r} is one of TRL's own loss switches "
                     f"and would be silently dead here: {instead}."
                 )
+        if isinstance(self.token_budget, str) and self.token_budget != "auto":
+            # From a command line everything is text.
+            if not self.token_budget.isdigit():
+                raise RecipeError(
+                    f"token_budget is {self.token_budget!r}; it is a number of tokens, `auto`, or "
+                    "None for the whole batch at once."
+                )
+            self.token_budget = int(self.token_budget)
         super().__post_init__()
 
 

@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from align.forest import Pack
+from align.forest.model import EdgeOutput
 from align.types import Logps, ObjectiveOutput, Pair
 
 # Per row and metric: what is added up, and how much it counts for.
@@ -17,16 +19,14 @@ RowValues = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def row_values(
-    result: ObjectiveOutput, policy: Pair[Logps], outputs: Any, completion_mask: Tensor
+    result: ObjectiveOutput, policy: Pair[Logps], statistics: Mapping[str, Pair[Tensor]]
 ) -> RowValues:
     """Numerator and denominator of each metric for each pair, [B] each, under TRL's names.
 
     Args:
         result: what the objective said about the pairs.
         policy: the policy's log-probs.
-        outputs: the model's; `entropy` [nats], `mean_logits` and `is_top1`, each [2B, S-1], are
-            read where its LM head gives them.
-        completion_mask: [2B, S].
+        statistics: what `statistics_of` found.
     """
     one = torch.ones_like(result.loss.detach())
     chosen, rejected = result.reward.chosen, result.reward.rejected
@@ -44,22 +44,29 @@ def row_values(
     rows: dict[str, tuple[Tensor, Tensor]] = {
         name: (value, one) for name, value in per_pair.items()
     }
-    if outputs.entropy is not None:
-        mask = completion_mask[:, 1:]
-        tokens_chosen, tokens_rejected = mask.sum(dim=1).chunk(2)
-        logits_chosen, logits_rejected = _token_sum(outputs.mean_logits, mask).chunk(2)
-        entropy_chosen, entropy_rejected = _token_sum(outputs.entropy, mask).chunk(2)
-        right_chosen, _ = _token_sum(outputs.is_top1, mask).chunk(2)
-        rows["logits/chosen"] = (logits_chosen, tokens_chosen)
-        rows["logits/rejected"] = (logits_rejected, tokens_rejected)
-        rows["entropy"] = (entropy_chosen + entropy_rejected, tokens_chosen + tokens_rejected)
-        rows["mean_token_accuracy"] = (right_chosen, tokens_chosen)
+    if statistics:
+        tokens = Pair(policy.chosen.lengths(), policy.rejected.lengths())
+        entropy, logits = statistics["entropy"], statistics["mean_logits"]
+        rows["logits/chosen"] = (logits.chosen, tokens.chosen)
+        rows["logits/rejected"] = (logits.rejected, tokens.rejected)
+        rows["entropy"] = (entropy.chosen + entropy.rejected, tokens.chosen + tokens.rejected)
+        rows["mean_token_accuracy"] = (statistics["is_top1"].chosen, tokens.chosen)
     return rows
 
 
-def _token_sum(values: Tensor, mask: Tensor) -> Tensor:
-    # Prompt-learning adapters put virtual tokens in front of the rows' own.
-    return (values[:, -mask.shape[1] :].detach().float() * mask).sum(dim=1)
+def statistics_of(pack: Pack, output: EdgeOutput) -> dict[str, Pair[Tensor]]:
+    """Sums over each row's scored tokens, [B] per side.
+
+    Returns:
+        `entropy` [nats], `mean_logits`, `is_top1`; empty where the pass did not compute them.
+    """
+    found: dict[str, Pair[Tensor]] = {}
+    for name in ("entropy", "mean_logits", "is_top1"):
+        edge = getattr(output, name)
+        if edge is not None:
+            rows = pack.rows(0, len(pack.lengths), edge.to(pack.index.device)).token.sum(dim=1)
+            found[name] = Pair(*rows.chunk(2))
+    return found
 
 
 class SumsOverCounts:

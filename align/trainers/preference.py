@@ -8,41 +8,49 @@ What it changes in TRL's, and where:
 - `rows`: rows are tokenised and checked by `align.tokens`.
 - `scoring`: frozen policies are named roles that are scored once, before training, by the weights
   they really have.
+- `sampling`: pairs of one prompt can be kept together.
+- `budget`: the tokens of one forward pass can be found out.
 - `metrics`: metrics are sums over counts.
 - `checkpoints`: a checkpoint is verified before it is trusted.
-- `base`: the one forward pass.
+- `base`: the one forward pass, over shared prefixes (`align.forest`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from align.errors import NumericalError, RecipeError
+from align.forest.attention import attending
 from align.objectives import Objective, objective_from
-from align.reference import START, ConfigOnly, score_columns
+from align.reference import START, ConfigOnly, score_columns, weights_digest
+from align.trainers.budget import BudgetSearch
 from align.trainers.checkpoints import Checkpointing
-from align.trainers.collator import TOKEN_WEIGHTS, PreferenceCollator, within_budget
+from align.trainers.collator import TOKEN_WEIGHTS, PreferenceCollator
 from align.trainers.config import PreferenceConfig
 from align.trainers.guards import StopOnBadWeights, StopOnSignal
 from align.trainers.loading import load_trained
-from align.trainers.metrics import SeenOnce, SumsOverCounts, row_values
+from align.trainers.metrics import SeenOnce, SumsOverCounts, row_values, statistics_of
 from align.trainers.quantization import keep_gradients_on_cpu
 from align.trainers.rows import RowPreparation
+from align.trainers.sampling import PairSampling
 from align.trainers.scoring import RoleScoring, RoleSource
 from align.types import Logps, Pair, PairInputs
 
 logger = logging.getLogger(__name__)
 
 
-class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
+class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling, Checkpointing):
     """`trl.DPOTrainer` for any objective: its constructor arguments, callbacks and checkpoints.
 
     Args:
@@ -119,7 +127,7 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
         self._train_sums = SumsOverCounts()
         self._eval_sums: SumsOverCounts | None = None
         self._eval_seen: SeenOnce | None = None
-        self._tokens_here = 0
+        self._tokens_here = self._computed_here = 0
         self._all_clipped = False
         self.identities = {}
         self._signal = StopOnSignal()
@@ -138,11 +146,11 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
             peft_config=peft_config,
         )
         self.ref_model = None
-        if data_collator is None:
-            pad_token_id: Any = self._tokenizer.pad_token_id
-            self.data_collator = PreferenceCollator(pad_token_id)
         self._check_columns()
-        self._start = self._identify(self.model, START)
+        self.backend = self._choose_backend()
+        if data_collator is None:
+            self.data_collator = PreferenceCollator(self.backend.backend, None)
+        self._start = self._identity(START, weights_digest(self.model), self.model.dtype)
         self._sources = sources
         self.train_dataset = self._with_roles(self.train_dataset)
         if isinstance(self.eval_dataset, dict):
@@ -150,6 +158,8 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
         elif self.eval_dataset is not None:
             self.eval_dataset = self._with_roles(self.eval_dataset)
         self.probe = self._probe()
+        if data_collator is None:
+            self.data_collator = replace(self.data_collator, token_budget=self._token_budget())
 
     @classmethod
     def _objective_of(
@@ -162,46 +172,48 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
             )
         return objective_from(objective)
 
-    def _pair_inputs(self, policy: Pair[Logps], inputs: Mapping[str, Tensor]) -> PairInputs:
+    def _pair_inputs(self, policy: Pair[Logps], part: Mapping[str, Any]) -> PairInputs:
         frozen: dict[str, Any] = {}
         for role in self._sources:
             chosen, rejected = score_columns(role)
             frozen[role] = Pair(
-                Logps(inputs[chosen], policy.chosen.mask),
-                Logps(inputs[rejected], policy.rejected.mask),
+                Logps(part[chosen], policy.chosen.mask), Logps(part[rejected], policy.rejected.mask)
             )
         optional: dict[str, Any] = {}
         if "chosen_score" in self._optional_columns:
-            optional["score"] = Pair(inputs["chosen_score"], inputs["rejected_score"])
+            optional["score"] = Pair(part["chosen_score"], part["rejected_score"])
         if "preference" in self._optional_columns:
-            optional["preference"] = inputs["preference"]
+            optional["preference"] = part["preference"]
         if "chosen_token_weight" in self._optional_columns:
-            optional["token_weight"] = Pair(*(inputs[name] for name in TOKEN_WEIGHTS))
+            optional["token_weight"] = Pair(*(part[name] for name in TOKEN_WEIGHTS))
         return PairInputs(policy=policy, **frozen, **optional)
 
     def compute_loss(
         self,
         model: Any,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor:
-        """Loss of one micro-batch.
+        """Loss of one part of a batch.
 
         It is scaled so that the step's gradient is the mean over its pairs on all ranks.
         """
-        policy, outputs = self._logps(model, inputs)
+        training = self.model.training
+        statistics = not training or self._is_logging_step()
+        policy, output = self._logps(model, inputs, statistics=statistics)
         result = self.objective(self._pair_inputs(policy, inputs))
         self._stop_on_bad_loss(result.loss.detach(), inputs["row_index"])
         counts = inputs.get("counts", torch.ones_like(result.loss))
-        rows = row_values(result, policy, outputs, inputs["completion_mask"])
+        rows = row_values(result, policy, statistics_of(inputs["pack"], output))
         pairs = counts.sum()
         scale: Any = 1 / result.loss.numel()
-        if self.model.training:
+        if training:
             clipped = result.metrics.get("clipped", torch.zeros_like(counts))
             self._all_clipped = self._all_clipped and bool((clipped == 1).all())
             self._train_sums.add({name: (n * counts, d * counts) for name, (n, d) in rows.items()})
-            self._tokens_here += int(inputs["attention_mask"].sum(dim=1) @ counts.repeat(2).long())
+            self._tokens_here += int(inputs["tokens"] @ counts.long())
+            self._computed_here += inputs["pack"].computed_tokens
             if num_items_in_batch is not None:
                 # DDP averages gradients over ranks, hence the factor.
                 scale = self.accelerator.num_processes / num_items_in_batch
@@ -210,9 +222,23 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
             assert self._eval_seen is not None
             self._eval_sums.add(self._eval_seen.gather(inputs["row_index"], rows))
         loss = (result.loss * counts).sum() * scale
-        if self.aux_loss_enabled and self.model.training:
-            loss = loss + self.router_aux_loss_coef * outputs.aux_loss * pairs * scale
+        if self.aux_loss_enabled and training:
+            aux_loss: Any = output.aux_loss
+            loss = loss + self.router_aux_loss_coef * aux_loss * pairs * scale
         return loss
+
+    def _is_logging_step(self) -> bool:
+        """Whether the step under way ends with a log.
+
+        Logs at the end of an epoch are not foreseen, so there every step counts as one.
+        """
+        args, step = self.args, self.state.global_step + 1
+        if str(getattr(args.logging_strategy, "value", args.logging_strategy)) != "steps":
+            return True
+        last = step >= self.state.max_steps
+        return (
+            step % self.state.logging_steps == 0 or (args.logging_first_step and step == 1) or last
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -247,16 +273,41 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
         return pairs
 
     def training_step(
-        self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None = None
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
     ) -> Tensor:
         """One batch, in as many forward passes as `token_budget` asks for; same gradient."""
         self._last_rows = inputs["row_index"].tolist()[:8]
-        parts = within_budget(inputs, self.args.token_budget)
+        parts = self._as_many_as_the_others(
+            [
+                part | ({"counts": inputs["counts"][part["place"]]} if "counts" in inputs else {})
+                for part in inputs["parts"]
+            ]
+        )
+        # Only the last pass of a batch needs the other ranks' gradients. FSDP would have to keep
+        # whole gradients meanwhile, and DeepSpeed counts its passes itself.
+        quiet = isinstance(model, DistributedDataParallel)
         loss = torch.zeros((), device=self.accelerator.device)
-        for part in parts[:-1]:
-            with self.accelerator.no_sync(model):
+        for i, part in enumerate(parts):
+            wait = quiet and i < len(parts) - 1
+            with (
+                self.accelerator.no_sync(model) if wait else contextlib.nullcontext(),
+                attending(model, part["pack"].implementation),
+            ):
                 loss += super().training_step(model, part, num_items_in_batch)
-        return loss + super().training_step(model, parts[-1], num_items_in_batch)
+        return loss
+
+    def _as_many_as_the_others(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Parts on top, without weight, where every rank must run the same number of passes.
+
+        Sharded weights are gathered in each pass by all ranks together.
+        """
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return parts
+        here = torch.tensor([len(parts)], device=self.accelerator.device)
+        most: Any = self.accelerator.gather(here)
+        last = parts[-1]
+        empty = last | {"counts": torch.zeros(last["row_index"].numel(), device=here.device)}
+        return parts + [empty] * (int(most.max()) - len(parts))
 
     def _stop_on_bad_loss(self, loss: Tensor, row_index: Tensor) -> None:
         finite = loss.isfinite()
@@ -302,10 +353,13 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
         """Adds the batch to the evaluation's sums."""
+        loss = torch.zeros((), device=self.accelerator.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             prepared: Any = self._prepare_inputs(inputs)
-            loss = self.compute_loss(model, prepared)
-        return loss.detach(), None, None
+            for part in prepared["parts"]:
+                share = part["row_index"].numel() / prepared["row_index"].numel()
+                loss += self.compute_loss(model, part).detach() * share
+        return loss, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As in `Trainer`, with exact metrics.
@@ -346,8 +400,11 @@ class PreferenceTrainer(RowPreparation, RoleScoring, Checkpointing):
             exact = self._train_sums.means(self.accelerator)
             if self.aux_loss_enabled:
                 exact.pop("loss", None)
-            tokens: Any = torch.tensor(self._tokens_here, device=self.accelerator.device)
+            tokens: Any = torch.tensor(
+                [self._tokens_here, self._computed_here], device=self.accelerator.device
+            )
             tokens = self.accelerator.reduce(tokens, "sum")
-            logs |= exact | {"num_tokens": int(tokens)}
+            read, computed = tokens.tolist()
+            logs |= exact | {"num_tokens": read, "num_computed_tokens": computed}
             self._train_sums.clear()
         Trainer.log(self, logs, start_time)

@@ -57,6 +57,7 @@ class RowPreparation(TrainerBase):
         if self._signature_columns is None:
             self._signature_columns = [
                 "row_index",
+                "group_id",
                 *SCORED_COLUMNS,
                 *SCALARS,
                 *TOKEN_WEIGHTS,

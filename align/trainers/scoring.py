@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +14,13 @@ from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset, concatenate_datasets
 from torch.nn.functional import softplus
 from transformers import PreTrainedModel
-from trl.trainer.utils import add_fused_lm_head, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from align.errors import MachineError, NumericalError, RecipeError
+from align.forest import PADDED, Choice, TokenRow, choose_backend
+from align.forest.head import edge_logps
+from align.forest.model import add_edge_head
+from align.forest.radix import SHORTEST_SHARED
 from align.reference import (
     ROLES,
     SCORED_COLUMNS,
@@ -26,12 +32,20 @@ from align.reference import (
     tokenizer_digest,
     weights_digest,
 )
+from align.trainers.adapters import as_adapter, on_same_base
 from align.trainers.base import TrainerBase
+from align.trainers.head import trl_edge_logps
 from align.trainers.loading import load_frozen
 from align.trainers.quantization import keep_gradients_on_cpu
 from align.types import Logps
 
+logger = logging.getLogger(__name__)
+
 RoleSource = str | PreTrainedModel
+
+# The backend is checked on the shortest few of the first rows.
+CHECK_AMONG = 64
+CHECK_ROWS = 3
 
 PROBE_ROWS = 4
 PROBE_TOLERANCE = 1e-6
@@ -74,16 +88,18 @@ class RoleScoring(TrainerBase):
             )
         return sources
 
-    def _identify(self, model: PreTrainedModel, source: str) -> Identity:
+    def _identity(self, source: str, weights: str, dtype: torch.dtype) -> Identity:
         autocast = self.accelerator.mixed_precision
         return Identity(
             source=source,
-            weights=weights_digest(model),
+            weights=weights,
             tokenizer=tokenizer_digest(self._tokenizer),
-            dtype=f"{model.dtype}/{autocast}",
+            dtype=f"{dtype}/{autocast}",
         )
 
-    def _role(self, role: str, source: RoleSource) -> tuple[PreTrainedModel, Identity]:
+    @contextlib.contextmanager
+    def _role(self, role: str, source: RoleSource) -> Iterator[tuple[Any, Identity]]:
+        """The role's model and who it is; an adapter on the policy's base borrows that base."""
         if isinstance(source, str) and source == START:
             if self.state.global_step > 0:
                 raise RecipeError(
@@ -91,31 +107,36 @@ class RoleScoring(TrainerBase):
                     f"step {self.state.global_step}. Pass every data set you want to evaluate on "
                     "as eval_dataset."
                 )
-            return self.model, self._start
-        if isinstance(source, str):
+            yield self.model, self._start
+        elif isinstance(source, str) and on_same_base(self.model, source):
+            with as_adapter(self.model, source) as weights:
+                yield self.model, self._identity(source, weights, self.model.dtype)
+        elif isinstance(source, str):
             frozen = load_frozen(source, self.model.dtype, self.args.trust_remote_code)
             keep_gradients_on_cpu(frozen)
+            yield frozen, self._identity(source, weights_digest(frozen), frozen.dtype)
         else:
-            frozen, source = source, get_config_model_id(source.config) or "in memory"
-        return frozen, self._identify(frozen, source)
+            name = get_config_model_id(source.config) or "in memory"
+            yield source, self._identity(name, weights_digest(source), source.dtype)
 
     def _with_roles(self, dataset: Dataset) -> Dataset:
         """The data set with two columns of per-token log-probs for each role."""
         rows = rows_digest(dataset, SCORED_COLUMNS)
         for role, source in self._sources.items():
-            model, identity = self._role(role, source)
-            if self.identities.setdefault(role, identity) != identity:
-                raise RecipeError(
-                    f"roles.{role} is not the policy it was when training began; start anew."
-                )
-            scores = RoleScores(cache_root() / "roles", identity, rows)
-            columns = scores.load(role)
-            if columns is None:
-                chosen, rejected = self._score(model, dataset)
-                if self.accelerator.is_main_process:
-                    scores.save(chosen, rejected)
-                self.accelerator.wait_for_everyone()
+            with self._role(role, source) as (model, identity):
+                if self.identities.setdefault(role, identity) != identity:
+                    raise RecipeError(
+                        f"roles.{role} is not the policy it was when training began; start anew."
+                    )
+                backend = self.backend.backend.name
+                scores = RoleScores(cache_root() / "roles", identity, rows, backend)
                 columns = scores.load(role)
+                if columns is None:
+                    chosen, rejected = self._score(model, dataset)
+                    if self.accelerator.is_main_process:
+                        scores.save(chosen, rejected)
+                    self.accelerator.wait_for_everyone()
+                    columns = scores.load(role)
             if columns is None:
                 raise MachineError(
                     f"The scores of role {role} were written to {scores.folder} and cannot be read "
@@ -124,6 +145,52 @@ class RoleScoring(TrainerBase):
                 )
             dataset = concatenate_datasets([dataset, columns], axis=1)
         return dataset
+
+    def _choose_backend(self) -> Choice:
+        """Compares the forest's log-probs of a few rows with the model's own, and says so."""
+        base = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        score = trl_edge_logps if self._head_on_triton_or_sharded() else edge_logps
+        add_edge_head(base, score)
+        if self.args.torch_compile:
+            choice = Choice(
+                PADDED, "padded rows, because torch.compile wants the same shapes again", None
+            )
+        elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            choice = Choice(
+                PADDED,
+                "padded rows, because sharded weights cannot be checked before training",
+                None,
+            )
+        else:
+            shortest = self._check_rows()
+            chosen, rejected = (
+                [TokenRow(row["prompt_ids"], row[side]) for row in shortest]
+                for side in ("chosen_ids", "rejected_ids")
+            )
+            with self.accelerator.autocast():
+                choice = choose_backend(self.model, chosen, rejected)
+            # One for all ranks: another layout is another number of passes.
+            if any(name != choice.backend.name for name in gather_object([choice.backend.name])):
+                choice = Choice(
+                    PADDED, "padded rows, because another rank refused the forest", None
+                )
+        level = logging.WARNING if choice.backend is PADDED else logging.INFO
+        logger.log(level, "Log-probs are computed by %s.", choice.reason)
+        return choice
+
+    def _check_rows(self) -> list[dict[str, Any]]:
+        """A few short pairs, with prompts long enough to be shared where there are any."""
+        rows = [self.train_dataset[i] for i in range(min(CHECK_AMONG, len(self.train_dataset)))]
+        rows.sort(
+            key=lambda row: (
+                len(row["prompt_ids"]) < SHORTEST_SHARED,
+                sum(len(row[name]) for name in SCORED_COLUMNS),
+            )
+        )
+        return rows[:CHECK_ROWS]
+
+    def _head_on_triton_or_sharded(self) -> bool:
+        return self.accelerator.device.type == "cuda" or self.is_deepspeed_enabled
 
     @torch.no_grad()
     def _score(self, model: Any, dataset: Dataset) -> tuple[list[Any], list[Any]]:
@@ -139,12 +206,17 @@ class RoleScoring(TrainerBase):
             )
         if model is not self.model:
             model = model.to(self.accelerator.device)
-            add_fused_lm_head(model.get_base_model() if is_peft_model(model) else model)
-        lengths = [
-            len(p) + max(len(c), len(r))
-            for p, c, r in zip(*(dataset[name] for name in SCORED_COLUMNS), strict=True)
+            score = trl_edge_logps if self._head_on_triton_or_sharded() else edge_logps
+            add_edge_head(model.get_base_model() if is_peft_model(model) else model, score)
+        columns: list[Any] = [dataset[name] for name in SCORED_COLUMNS]
+        keys: list[Any] = [
+            # Neighbours share a prompt in a forest, and a length where rows are padded.
+            len(prompt) + max(len(chosen), len(rejected))
+            if self.backend.backend is PADDED
+            else list(prompt)
+            for prompt, chosen, rejected in zip(*columns, strict=True)
         ]
-        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+        order = sorted(range(len(keys)), key=lambda i: (keys[i], i))
         share = order[self.accelerator.process_index :: self.accelerator.num_processes]
         size = self.args.per_device_eval_batch_size
         was_training = model.training
@@ -153,14 +225,15 @@ class RoleScoring(TrainerBase):
         try:
             for begin in range(0, len(share), size):
                 indices = share[begin : begin + size]
-                batch = self._prepare_inputs(self.data_collator([dataset[i] for i in indices]))
-                logps, _ = self._logps(model, batch)
-                for b, i in enumerate(indices):
-                    chosen, rejected = (
-                        side.token[b][side.mask[b]].float().cpu().numpy()
-                        for side in (logps.chosen, logps.rejected)
-                    )
-                    found.append((i, chosen, rejected))
+                batch: Any = self._prepare_inputs(self.data_collator([dataset[i] for i in indices]))
+                for part in batch["parts"]:
+                    logps, _ = self._logps(model, part)
+                    for b, place in enumerate(part["place"].tolist()):
+                        chosen, rejected = (
+                            side.token[b][side.mask[b]].float().cpu().numpy()
+                            for side in (logps.chosen, logps.rejected)
+                        )
+                        found.append((indices[place], chosen, rejected))
         finally:
             model.train(was_training)
         if self.accelerator.num_processes > 1:
@@ -188,11 +261,12 @@ class RoleScoring(TrainerBase):
             return None
         rows = [self.train_dataset[i] for i in range(min(PROBE_ROWS, len(self.train_dataset)))]
         batch: Any = self._prepare_inputs(self.data_collator(rows))
+        (part,) = batch["parts"]
         was_training = self.model.training
         try:
             with torch.no_grad():
-                frozen, _ = self._logps(self.model.eval(), batch)
-                trained, _ = self._logps(self.model.train(), batch)
+                frozen, _ = self._logps(self.model.eval(), part)
+                trained, _ = self._logps(self.model.train(), part)
         finally:
             self.model.train(was_training)
         h = (trained.chosen.total() - frozen.chosen.total()) - (
@@ -212,7 +286,7 @@ class RoleScoring(TrainerBase):
             tolerance = SCORE_TOLERANCE_LOW_PRECISION
         for side in ("chosen", "rejected"):
             fresh: Logps = getattr(frozen, side)
-            stored = batch[f"reference_{side}_logps"]
+            stored = part[f"reference_{side}_logps"]
             gap = float(((stored - fresh.token).abs() * fresh.mask).max())
             if not gap <= tolerance:
                 raise NumericalError(

@@ -21,6 +21,7 @@ from align.trainers.base import TrainerBase
 ARGUMENTS = (
     "seed",
     "data_seed",
+    "train_sampling_strategy",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",

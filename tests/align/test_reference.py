@@ -126,7 +126,7 @@ REJECTED = [np.float32([-3.3]), np.float32([-2.5, -1 / 3, -1e4])]
 
 @pytest.fixture
 def scores(tmp_path: Path) -> RoleScores:
-    stored = RoleScores(tmp_path, WHO, "a" * 64)
+    stored = RoleScores(tmp_path, WHO, "a" * 64, "tree")
     assert stored.load("reference") is None
     stored.save(CHOSEN, REJECTED)
     return stored
@@ -143,8 +143,9 @@ def test_scores_come_back_bit_by_bit_under_the_roles_names(scores: RoleScores) -
 
 def test_another_policy_or_other_rows_do_not_see_them(scores: RoleScores, tmp_path: Path) -> None:
     other = Identity("start", "v", "t", "torch.float32/no")
-    assert RoleScores(tmp_path, other, "a" * 64).load("reference") is None
-    assert RoleScores(tmp_path, WHO, "b" * 64).load("reference") is None
+    assert RoleScores(tmp_path, other, "a" * 64, "tree").load("reference") is None
+    assert RoleScores(tmp_path, WHO, "b" * 64, "tree").load("reference") is None
+    assert RoleScores(tmp_path, WHO, "a" * 64, "padded").load("reference") is None
 
 
 def test_a_damaged_folder_is_no_folder_and_is_written_anew(scores: RoleScores) -> None:

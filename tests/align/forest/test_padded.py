@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from align.forest import TokenRow, completion_logps, pad_rows, score_rows
+from align.forest import TokenRow, pack, score_rows
 
 VOCABULARY = 23
 # Ragged on both sides, with the shortest possible row, and not in order of length.
@@ -61,10 +61,11 @@ def test_scores_are_those_of_one_token_at_a_time(model, batch_size: int) -> None
         assert found.token[r, n:].tolist() == [0.0] * (7 - n)
 
 
-def test_what_stands_in_the_padding_has_no_influence(model) -> None:
-    expected = score_rows(model, ROWS, pad_id=0)
+def test_what_stands_in_the_padding_has_no_influence(model, monkeypatch) -> None:
+    expected = score_rows(model, ROWS)
     for pad_id in (2, 7, VOCABULARY - 1):
-        found = score_rows(model, ROWS, pad_id=pad_id)
+        monkeypatch.setattr(pack, "PAD_ID", pad_id)
+        found = score_rows(model, ROWS)
         assert torch.allclose(found.token, expected.token, atol=1e-12, rtol=0)
 
 
@@ -93,26 +94,11 @@ def test_no_rows_give_no_scores(model) -> None:
 
 
 def test_rows_are_padded_on_the_right() -> None:
-    padded = pad_rows([TokenRow([1, 5], [4, 2]), TokenRow([1], [7])], pad_id=9)
-    assert padded["input_ids"].tolist() == [[1, 5, 4, 2], [1, 7, 9, 9]]
-    assert padded["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert padded["completion_mask"].tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
-
-
-def test_completions_are_gathered_to_the_left() -> None:
-    """Slot s holds token s+1: completions at 2-3, at 1, and at 1-3 sit in slots 1-2, 0, 0-2."""
-    nan = float("nan")
-    token_logps = torch.tensor([[nan, -1.0, -2.0], [-3.0, nan, nan], [-4.0, -5.0, -6.0]])
-    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0], [0, 1, 1, 1]])
-    found = completion_logps(token_logps, mask)
-    assert found.token.tolist() == [[-1.0, -2.0, 0.0], [-3.0, 0.0, 0.0], [-4.0, -5.0, -6.0]]
-    assert found.mask.tolist() == [[True, True, False], [True, False, False], [True] * 3]
-
-
-def test_garbage_beside_a_completion_gets_gradient_zero() -> None:
-    token_logps = torch.tensor([[float("nan"), -1.0, -2.0], [-3.0, float("inf"), 7.0]])
-    token_logps.requires_grad_(True)
-    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0]])
-    completion_logps(token_logps, mask).total().sum().backward()
-    assert token_logps.grad is not None
-    assert token_logps.grad.tolist() == [[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]
+    padded = pack.padded_pack([TokenRow([1, 5], [4, 2]), TokenRow([1], [7])])
+    assert padded.input_ids.tolist() == [[1, 5, 4, 2], [1, 7, 0, 0]]
+    assert padded.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    # Slots 1 and 2 of the first row and 0 of the second predict the tokens 4, 2 and 7.
+    assert padded.predictor.tolist() == [1, 2, 4]
+    assert padded.target.tolist() == [4, 2, 7]
+    assert padded.index.tolist() == [[0, 1], [2, 0]]
+    assert padded.mask.tolist() == [[True, True], [True, False]]

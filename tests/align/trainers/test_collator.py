@@ -1,13 +1,23 @@
-"""Batches laid out as TRL lays them out, and cut into parts without losing or moving anything."""
+"""Pairs laid out in parts without losing or moving anything, on either kind of backend."""
+
+from functools import partial
 
 import pytest
 import torch
 from datasets import Dataset
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from align.trainers.collator import PreferenceCollator, within_budget
+from align.forest import PADDED, TREE, Backend
+from align.forest.pack import tree_pack
+from align.forest.packing import cut_forest
+from align.trainers.collator import PreferenceCollator
 
 PAD = 0
+# Prompts of the test rows are short: share all of them.
+SHARING = Backend(
+    "tree", partial(tree_pack, shortest_shared=1), partial(cut_forest, shortest_shared=1)
+)
+BACKENDS = [PADDED, TREE, SHARING]
 
 
 @pytest.fixture
@@ -33,25 +43,53 @@ def rows(pairs: Dataset) -> list[dict]:
     ]
 
 
-def test_the_layout_is_trls(rows: list[dict]) -> None:
-    ours, theirs = PreferenceCollator(PAD)(rows), DataCollatorForPreference(PAD)(rows)
-    assert theirs.keys() == {"input_ids", "attention_mask", "completion_mask"}
-    for name, expected in theirs.items():
-        assert ours[name].dtype == expected.dtype
-        assert torch.equal(ours[name], expected), name
+def test_padded_rows_are_laid_out_as_trls(rows: list[dict]) -> None:
+    (part,) = PreferenceCollator(PADDED)(rows)["parts"]
+    theirs = DataCollatorForPreference(PAD)(rows)
+    assert torch.equal(part["pack"].input_ids, theirs["input_ids"])
+    assert torch.equal(part["pack"].attention_mask, theirs["attention_mask"])
+    scored = torch.zeros_like(theirs["completion_mask"]).flatten()
+    scored[part["pack"].predictor + 1] = 1
+    assert torch.equal(scored.view_as(theirs["completion_mask"]), theirs["completion_mask"])
 
 
-def test_scalars_and_tokens_stand_beside_their_rows(rows: list[dict]) -> None:
-    batch = PreferenceCollator(PAD)(rows)
+@pytest.mark.parametrize("backend", BACKENDS, ids=["padded", "tree", "sharing"])
+@pytest.mark.parametrize("budget", [None, 1, 24, 40, 77, 200, 100_000])
+def test_every_pair_stands_beside_its_own_columns(
+    rows: list[dict], backend: Backend, budget: int | None
+) -> None:
+    batch = PreferenceCollator(backend, budget)(rows)
     assert batch["row_index"].tolist() == list(range(100, 112))
-    assert batch["chosen_score"].tolist() == [i / 8 for i in range(12)]
-    assert batch["preference"].dtype == torch.float32
-    for name in ("chosen_token_weight", "reference_chosen_logps", "reference_rejected_logps"):
-        assert batch[name].dtype == torch.float32
-        for b, row in enumerate(rows):
-            n = len(row[name])
-            assert batch[name][b, :n].tolist() == torch.tensor(row[name]).tolist()
-            assert batch[name][b, n:].eq(0).all()
+    seen = []
+    for part in batch["parts"]:
+        seen += part["place"].tolist()
+        pack, b = part["pack"], len(part["place"])
+        targets = pack.target[pack.index]
+        for place, pair in enumerate(part["place"].tolist()):
+            row = rows[pair]
+            assert part["row_index"][place] == 100 + pair
+            assert part["tokens"][place] == 2 * len(row["prompt_ids"]) + len(
+                row["chosen_ids"]
+            ) + len(row["rejected_ids"])
+            assert part["chosen_score"][place] == pair / 8
+            for side, at in (("chosen", place), ("rejected", b + place)):
+                n = len(row[f"{side}_ids"])
+                assert targets[at, :n].tolist() == row[f"{side}_ids"]
+                assert pack.mask[at].tolist() == [t < n for t in range(pack.mask.shape[1])]
+                for name in (f"{side}_token_weight", f"reference_{side}_logps"):
+                    assert part[name].dtype == torch.float32
+                    assert part[name][place, :n].tolist() == torch.tensor(row[name]).tolist()
+                    assert part[name][place, n:].eq(0).all()
+        # Role columns are as wide as the log-probs that stand beside them.
+        widest = max(pack.lengths[:b])
+        assert part["reference_chosen_logps"].shape == (b, widest)
+        assert pack.rows(0, b, pack.target.float()).token.shape == (b, widest)
+        if budget is not None:
+            assert pack.computed_tokens <= budget or b == 1
+    assert sorted(seen) == list(range(12))
+    assert (len(batch["parts"]) == 1) == (budget in (None, 100_000))
+    if budget == 1:
+        assert len(batch["parts"]) == 12
 
 
 def test_columns_that_the_rows_do_not_carry_are_absent(rows: list[dict]) -> None:
@@ -59,46 +97,33 @@ def test_columns_that_the_rows_do_not_carry_are_absent(rows: list[dict]) -> None
         {k: row[k] for k in ("row_index", "prompt_ids", "chosen_ids", "rejected_ids")}
         for row in rows
     ]
-    assert PreferenceCollator(PAD)(bare).keys() == {
-        "row_index",
-        "input_ids",
-        "attention_mask",
-        "completion_mask",
-    }
+    batch = PreferenceCollator(TREE)(bare)
+    assert batch.keys() == {"row_index", "parts"}
+    assert batch["parts"][0].keys() == {"row_index", "place", "tokens", "pack"}
 
 
-def test_no_budget_is_one_part(rows: list[dict]) -> None:
-    batch = PreferenceCollator(PAD)(rows)
-    (part,) = within_budget(batch, None)
-    assert part.keys() == batch.keys()
-    assert all(torch.equal(part[name], batch[name]) for name in batch)
-
-
-@pytest.mark.parametrize("budget", [1, 24, 40, 77, 200, 100_000])
-def test_each_part_is_the_batch_of_its_own_rows(rows: list[dict], budget: int) -> None:
-    """So nothing is lost, moved between sides, or padded more than the part needs."""
-    collate = PreferenceCollator(PAD)
-    parts = within_budget(collate(rows), budget)
-    seen = []
-    for part in parts:
-        indices = part["row_index"].tolist()
-        seen += indices
-        expected = collate([rows[i - 100] for i in indices])
-        assert part.keys() == expected.keys()
-        for name, tensor in expected.items():
-            assert torch.equal(part[name], tensor), name
-        assert part["input_ids"].numel() <= budget or len(indices) == 1
-    assert sorted(seen) == list(range(100, 112))
-    assert (len(parts) == 1) == (budget == 100_000)
-    assert (len(parts) == 12) == (budget <= 24)
-
-
-def test_a_part_is_as_full_as_the_budget_allows() -> None:
+def test_a_padded_part_is_as_full_as_the_budget_allows() -> None:
     """Pairs of width 4, 4, 3, 3, 3: 16 tokens hold 2 pairs of width 4, or 2 of width 3."""
     rows = [
         {"row_index": i, "prompt_ids": [1], "chosen_ids": [5] * (w - 1), "rejected_ids": [6]}
         for i, w in enumerate((3, 4, 3, 4, 3))
     ]
-    parts = within_budget(PreferenceCollator(PAD)(rows), 16)
+    parts = PreferenceCollator(PADDED, 16)(rows)["parts"]
     assert [part["row_index"].tolist() for part in parts] == [[1, 3], [0, 2], [4]]
-    assert [tuple(part["input_ids"].shape) for part in parts] == [(4, 4), (4, 3), (2, 3)]
+    assert [tuple(part["pack"].input_ids.shape) for part in parts] == [(4, 4), (4, 3), (2, 3)]
+
+
+def test_the_shared_prompt_is_laid_out_once() -> None:
+    """One prompt of 10 tokens with 4 completions of 3: 10 + 12 tokens instead of 6 rows of 13."""
+    prompt = list(range(10))
+    best = [20, 21, 22]
+    rows = [
+        {"row_index": i, "prompt_ids": prompt, "chosen_ids": best, "rejected_ids": [30 + i] * 3}
+        for i in range(3)
+    ]
+    (part,) = PreferenceCollator(TREE)(rows)["parts"]
+    assert part["pack"].computed_tokens == 22
+    assert part["pack"].row_tokens == 6 * 13
+    # The best completion is scored once and stands in three pairs.
+    assert part["pack"].target.numel() == 12
+    assert part["pack"].index[:3].tolist() == [part["pack"].index[0].tolist()] * 3

@@ -1,13 +1,15 @@
 """Metrics are sums over counts: exact, resumable, and every row once."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from align.trainers.metrics import SeenOnce, SumsOverCounts, row_values
+from align.forest import TokenRow
+from align.forest.model import EdgeOutput
+from align.forest.pack import tree_pack
+from align.trainers.metrics import SeenOnce, SumsOverCounts, row_values, statistics_of
 from align.types import Logps, ObjectiveOutput, Pair
 
 
@@ -98,19 +100,20 @@ OUTCOME = ObjectiveOutput(
 
 
 def test_row_values_of_two_pairs_by_hand() -> None:
-    """Masks [0 0 1 1], [0 1 0 0] chosen and [0 0 1 0], [0 1 1 1] rejected, less the first slot.
+    """Two pairs that share the prompt 1 2: chosen 3 4 and 5; rejected 3 and 6 7 8.
 
-    With a virtual token in front, slots 1-3 of the model's 4 are read. Entropies of a row are
-    1, 2, 3 there: chosen 2 + 3 and 1, rejected 2 and 1 + 2 + 3.
+    The two rows that begin with 3 share that edge. Entropy of an edge is its token, so chosen has
+    3 + 4 and 5, rejected 3 and 6 + 7 + 8; the mean logit is ten times that. Right are 3, 6 and 8.
     """
-    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 1, 1]])
-    outputs = SimpleNamespace(
-        entropy=torch.tensor([[50.0, 1.0, 2.0, 3.0]] * 4),
-        mean_logits=torch.tensor([[50.0, 10.0, 20.0, 30.0]] * 4),
-        is_top1=torch.tensor([[True, True, False, True]] * 4),
+    rows = [TokenRow([1, 2], ids) for ids in ([3, 4], [5], [3], [6, 7, 8])]
+    pack = tree_pack(rows, shortest_shared=1)
+    assert sorted(pack.target.tolist()) == [3, 4, 5, 6, 7, 8]
+    token = pack.target.float()
+    output = EdgeOutput(
+        entropy=token, mean_logits=10 * token, is_top1=torch.isin(token, torch.tensor([3, 6, 8.0]))
     )
     policy = pair_of([[-1.0, -2.0], [-4.0, 0.0]], [[-3.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
-    found = row_values(OUTCOME, policy, outputs, mask)
+    found = row_values(OUTCOME, policy, statistics_of(pack, output))
     expected = {
         "loss": ([0.5, 0.25], [1, 1]),
         "rewards/chosen": ([2, 1], [1, 1]),
@@ -121,10 +124,10 @@ def test_row_values_of_two_pairs_by_hand() -> None:
         "logps/chosen": ([-3, -4], [1, 1]),
         "logps/rejected": ([-3, -3], [1, 1]),
         "own": ([7, 9], [1, 1]),
-        "logits/chosen": ([50, 10], [2, 1]),
-        "logits/rejected": ([20, 60], [1, 3]),
-        "entropy": ([5 + 2, 1 + 6], [3, 4]),
-        "mean_token_accuracy": ([1, 1], [2, 1]),
+        "logits/chosen": ([70, 50], [2, 1]),
+        "logits/rejected": ([30, 210], [1, 3]),
+        "entropy": ([7 + 3, 5 + 21], [3, 4]),
+        "mean_token_accuracy": ([1, 0], [2, 1]),
     }
     assert found.keys() == expected.keys()
     for name, (numerators, counts) in expected.items():
@@ -133,8 +136,9 @@ def test_row_values_of_two_pairs_by_hand() -> None:
         assert not found[name][0].requires_grad, name
 
 
-def test_a_head_that_gives_no_entropy_leaves_those_metrics_out() -> None:
+def test_a_pass_without_statistics_leaves_those_metrics_out() -> None:
+    pack = tree_pack([TokenRow([1], [2]), TokenRow([1], [3])])
     policy = pair_of([[-1.0], [-4.0]], [[-3.0], [-1.0]])
-    found = row_values(OUTCOME, policy, SimpleNamespace(entropy=None), torch.ones(4, 2))
+    found = row_values(OUTCOME, policy, statistics_of(pack, EdgeOutput(logps=torch.zeros(2))))
     assert "entropy" not in found
     assert "loss" in found

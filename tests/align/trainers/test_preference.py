@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.errors import DataError, NumericalError, RecipeError
-from align.forest import TokenRow, score_rows
+from align.forest import TokenRow, backends, score_rows
 from align.trainers import (
     DPOConfig,
     DPOTrainer,
@@ -90,24 +90,28 @@ def test_the_gradient_is_the_mean_over_the_pairs_however_they_are_split(
     assert torch.allclose(split, whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["tree", "padded"])
 @pytest.mark.parametrize("budget", [1, 40, 70, 10_000])
 def test_a_token_budget_moves_the_borders_of_forward_passes_and_no_number(
-    make, pairs, budget: int, monkeypatch
+    make, pairs, budget: int, backend: str, monkeypatch
 ) -> None:
     common = {"max_steps": 1, "max_grad_norm": 0.0, "per_device_train_batch_size": 12}
     whole = gradient(make(changes=common))
+    if backend == "padded":
+        monkeypatch.setattr(backends, "refused", lambda model: "the test asks for it")
     cut = make(changes=common | {"token_budget": budget})
+    assert cut.backend.backend.name == backend
     sizes = []
     original = type(cut)._logps
 
-    def measured(self, model, inputs):
-        sizes.append(tuple(inputs["input_ids"].shape))
-        return original(self, model, inputs)
+    def measured(self, model, part, **asked):
+        sizes.append((len(part["place"]), part["pack"].computed_tokens))
+        return original(self, model, part, **asked)
 
     monkeypatch.setattr(type(cut), "_logps", measured)
     assert torch.allclose(gradient(cut), whole, atol=1e-6)
-    assert sum(rows for rows, _ in sizes) == 24
-    assert all(rows * width <= budget or rows == 2 for rows, width in sizes)
+    assert sum(pairs for pairs, _ in sizes) == 12
+    assert all(tokens <= budget or pairs == 1 for pairs, tokens in sizes)
     assert (len(sizes) > 1) == (budget < 10_000)
     logged = [row["loss"] for row in cut.state.log_history if "loss" in row]
     assert logged == pytest.approx([0.6931472], abs=1e-6)
@@ -230,7 +234,11 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(make
     embedding = trainer.model.get_input_embeddings()
 
     def poison(module, inputs, output):
-        return output.index_put((torch.tensor([2]),), torch.tensor(float("nan")))
+        """The first token of the chosen completion of row 2, wherever it was laid out."""
+        tokens, completion = inputs[0][0].tolist(), pairs[2]["chosen_ids"]
+        n = len(completion)
+        (at,) = [i for i in range(len(tokens)) if tokens[i : i + n] == completion]
+        return output.index_put((torch.tensor(0), torch.tensor(at)), torch.tensor(float("nan")))
 
     embedding.register_forward_hook(poison)
     with pytest.raises(NumericalError, match=r"Step 1: the loss of 1 pair\(s\) .* row 2\."):

@@ -1,0 +1,207 @@
+"""Attention over a forest, as transformers' attention functions `tree` and `tree_varlen`.
+
+Models look their function up by name on every call, so one keyword argument (`tree`) and a name are
+all they need. The names are unknown to transformers' mask interface on purpose: it then builds no
+mask, and what is visible is decided here alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from align.forest.chains import GatheredChains, SegmentedChains
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch < 2.10
+    varlen_attn = None
+
+
+class UnsupportedAttention(ValueError):
+    """A model asks its attention for something that a forest backend does not compute."""
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    tree: SegmentedChains | None = None,
+    **asked: Any,
+) -> tuple[Tensor, None]:
+    """One attention call per chain; for CPUs, where a call costs little.
+
+    Args:
+        module: the attention layer.
+        query: [1, H, T, D].
+        key: [1, H_kv, T, D].
+        value: [1, H_kv, T, D_v].
+        attention_mask: must be None.
+        scaling: factor on the scores; None means 1/sqrt(D).
+        dropout: probability.
+        sliding_window: keys that a query sees at most, itself included.
+        tree: the chains.
+        asked: what else the model hands its attention.
+
+    Returns:
+        [1, T, H, D_v], and no weights.
+    """
+    if not isinstance(tree, SegmentedChains):
+        raise UnsupportedAttention("attention `tree` was called without its chains")
+    _look_at(module, query, attention_mask, sliding_window, asked)
+    groups = query.shape[1] // key.shape[1]
+    # Split once: the gradient of one slice is a tensor as long as the whole.
+    keys = key.split(tree.sizes, dim=2)
+    values = value.split(tree.sizes, dim=2)
+    queries = query.split([sum(tree.sizes[a:b]) for a, b in tree.queries], dim=2)
+    outputs = []
+    for q, (first, last), before in zip(queries, tree.queries, tree.keys, strict=True):
+        seen = (*before, *range(first, last))
+        k = _grouped([keys[i] for i in seen], groups)
+        v = _grouped([values[i] for i in seen], groups)
+        n, m = q.shape[2], k.shape[2]
+        plain = n == m and (sliding_window is None or m <= sliding_window)
+        outputs.append(
+            scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=None if plain else _lower_right(n, m, sliding_window, q.device),
+                is_causal=plain,
+                dropout_p=dropout,
+                scale=scaling,
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def tree_varlen_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    tree: GatheredChains | None = None,
+    **asked: Any,
+) -> tuple[Tensor, None]:
+    """One FlashAttention call on gathered keys and values; for CUDA.
+
+    The gather's backward sums the gradient of a shared key over all chains that saw it. Arguments
+    and result as in `tree_attention`.
+    """
+    if not isinstance(tree, GatheredChains):
+        raise UnsupportedAttention("attention `tree_varlen` was called without its chains")
+    _look_at(module, query, attention_mask, sliding_window, asked)
+    if dropout:
+        raise UnsupportedAttention("dropout in attention")
+    if varlen_attn is None:
+        raise UnsupportedAttention("`tree_varlen` needs torch 2.10 or later")
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output: Any = varlen_attn(
+        q.contiguous(),
+        k[tree.gather],
+        v[tree.gather],
+        tree.query_borders,
+        tree.key_borders,
+        tree.longest_query,
+        tree.longest_key,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return output[None], None
+
+
+AttentionInterface.register("tree", tree_attention)
+AttentionInterface.register("tree_varlen", tree_varlen_attention)
+
+
+@contextmanager
+def attending(model: nn.Module, implementation: str | None) -> Iterator[None]:
+    """Every layer of `model` attends by `implementation` inside; None changes nothing.
+
+    The backward pass of a checkpointed layer attends again, so it belongs inside as well.
+    """
+    if implementation is None:
+        yield
+        return
+    configs: dict[int, Any] = {
+        id(config): config
+        for module in model.modules()
+        if hasattr(config := getattr(module, "config", None), "_attn_implementation_internal")
+    }
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    for config in configs.values():
+        config._attn_implementation_internal = implementation
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+
+
+def _grouped(pieces: list[Tensor], groups: int) -> Tensor:
+    whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    return whole if groups == 1 else whole.repeat_interleave(groups, dim=1)
+
+
+def _lower_right(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
+    """[n, m] True where query i may see key j: j <= i + (m - n), less what the window hides."""
+    mask = torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n)
+    return mask if window is None else mask.triu(m - n - window + 1)
+
+
+_windows: ContextVar[list[int | None] | None] = ContextVar("windows", default=None)
+
+
+@contextmanager
+def recorded_windows() -> Iterator[list[int | None]]:
+    """Collects the sliding windows that layers ask for inside, in the order of their calls."""
+    windows: list[int | None] = []
+    token = _windows.set(windows)
+    try:
+        yield windows
+    finally:
+        _windows.reset(token)
+
+
+# What models hand their attention that changes its result, and that no function here computes.
+_NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "cache", "head_mask")
+
+
+def _look_at(
+    module: nn.Module,
+    query: Tensor,
+    attention_mask: Tensor | None,
+    sliding_window: int | None,
+    asked: dict[str, Any],
+) -> None:
+    """Refuses what is not computed here, and notes the window for whoever records them."""
+    if query.shape[0] != 1:
+        raise UnsupportedAttention(f"a batch of {query.shape[0]} rows where one was laid out")
+    if attention_mask is not None:
+        raise UnsupportedAttention("the model makes an attention mask of its own")
+    if asked.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise UnsupportedAttention("attention that is not causal")
+    for name in _NOT_COMPUTED:
+        if asked.get(name) is not None:
+            raise UnsupportedAttention(f"attention with {name}")
+    if (windows := _windows.get()) is not None:
+        windows.append(sliding_window)

@@ -1,0 +1,176 @@
+"""The three ways to lay pairs out and attend to them, and the check that chooses one.
+
+What transformers' models ask of their attention differs in small ways that no error reports (a
+window applied elsewhere, layers that are not attention at all). So a backend is not trusted by the
+model's name: before training, the log-probs that it gives for a few rows are compared with those
+from the model's own forward pass over padded rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.forest.attention import UnsupportedAttention, attending, recorded_windows
+from align.forest.model import read_pack
+from align.forest.pack import Pack, padded_pack, tree_pack, tree_varlen_pack
+from align.forest.packing import cut_forest, cut_padded
+from align.forest.rows import TokenRow
+
+Rows = Sequence[TokenRow]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute log-probs.
+
+    Attributes:
+        name: `tree`, `tree_varlen` or `padded`.
+        lay_out: rows -> one forward pass.
+        cut: (chosen rows, rejected rows, token budget) -> numbers of the pairs of each pass.
+    """
+
+    name: str
+    lay_out: Callable[[Rows], Pack]
+    cut: Callable[[Rows, Rows, int | None], list[list[int]]]
+
+
+TREE = Backend("tree", tree_pack, cut_forest)
+TREE_VARLEN = Backend("tree_varlen", tree_varlen_pack, cut_forest)
+PADDED = Backend("padded", padded_pack, cut_padded)
+BACKENDS = {backend.name: backend for backend in (TREE, TREE_VARLEN, PADDED)}
+
+# Differences of tokens' log-probs, root mean square in nats, that rounding explains.
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 3e-4}
+TOLERANCE_LOW_PRECISION = 0.1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend, and why.
+
+    Attributes:
+        backend: what was chosen.
+        reason: one sentence.
+        gap: difference of tokens' log-probs from the model's own forward pass, root mean square
+            in nats; None where a backend was refused before it ran.
+    """
+
+    backend: Backend
+    reason: str
+    gap: float | None
+
+
+def choose_backend(model: Any, chosen: Rows, rejected: Rows) -> Choice:
+    """The forest backend of the model's device if it gives the model's log-probs, else `padded`.
+
+    Args:
+        model: a model with an edge head, or a PEFT model around one; on its device.
+        chosen: a few rows, best some that share prefixes.
+        rejected: as many.
+    """
+    if (refusal := refused(model)) is not None:
+        return Choice(PADDED, f"padded rows, because {refusal}", None)
+    computed_in = _computed_in(model)
+    # FlashAttention computes in 16 bits only.
+    wanted = TREE_VARLEN if model.device.type == "cuda" and computed_in.itemsize == 2 else TREE
+    rows = [*chosen, *rejected]
+    tolerance = TOLERANCE.get(computed_in, TOLERANCE_LOW_PRECISION)
+    with _evaluating(model), torch.no_grad():
+        expected = _own_logps(model, rows)
+        try:
+            with recorded_windows() as windows:
+                found = _pack_logps(model, wanted.lay_out(rows))
+        except UnsupportedAttention as refusal:
+            return Choice(PADDED, f"padded rows, because of {refusal}", None)
+    scored = sum(len(row) - row.first_scored for row in rows)
+    gap = float((found - expected).double().square().sum().div(scored).sqrt())
+    if not gap <= tolerance:
+        return Choice(
+            PADDED,
+            f"padded rows, because `{wanted.name}` changes tokens' log-probs by {gap:.3g} nats "
+            f"(rounding explains {tolerance:g})",
+            gap,
+        )
+    if windows != (asked := _windows_asked(model, len(windows))):
+        return Choice(
+            PADDED,
+            "padded rows, because the model's config has sliding windows that its layers do not "
+            f"hand to attention ({windows} instead of {asked})",
+            gap,
+        )
+    return Choice(
+        wanted, f"`{wanted.name}`, within {gap:.1e} nats per token of the model's own pass", gap
+    )
+
+
+def refused(model: Any) -> str | None:
+    """Why the model cannot use a forest, as far as its config says; None if it may."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    config = base.config.get_text_config()
+    if not getattr(base, "_supports_attention_backend", False):
+        return f"{type(base).__name__} does not look its attention up in transformers' interface"
+    if getattr(base.config, "vision_config", None) is not None:
+        return f"{type(base).__name__} places pictures in positions of their own"
+    others = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
+    if others:
+        return f"{type(base).__name__} has layers of type {', '.join(sorted(others))}"
+    peft = getattr(model, "active_peft_config", None)
+    if peft is not None and peft.is_prompt_learning:
+        return f"{peft.peft_type.value} puts virtual tokens before each row"
+    return None
+
+
+def _computed_in(model: Any) -> torch.dtype:
+    kind = model.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+
+
+def _own_logps(model: Any, rows: Rows) -> Tensor:
+    """[R, W] from full logits of padded rows, with the model's own attention and head."""
+    pack = padded_pack(rows).to(model.device)
+    output = model(
+        input_ids=pack.input_ids, attention_mask=pack.attention_mask, use_cache=False
+    ).logits
+    edges = [
+        logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+        for logits in output[:, -pack.input_ids.shape[1] :].flatten(0, 1)[pack.predictor].split(512)
+    ]
+    edge = torch.cat(edges).gather(1, pack.target.to(output.device)[:, None])[:, 0]
+    return pack.to(edge.device).rows(0, len(rows), edge).token
+
+
+def _pack_logps(model: Any, pack: Pack) -> Tensor:
+    pack = pack.to(model.device)
+    with attending(model, pack.implementation):
+        edge: Any = read_pack(model, pack).logps
+    return pack.to(edge.device).rows(0, pack.index.shape[0], edge).token
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _windows_asked(model: Any, layers: int) -> list[int | None]:
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        return [window] * layers
+    return [window if kind == "sliding_attention" else None for kind in types[:layers]]

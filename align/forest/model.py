@@ -1,0 +1,108 @@
+"""A causal language model that reads packs: backbone, then the LM head on scored edges."""
+
+from __future__ import annotations
+
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
+
+from align.forest.head import EdgeLogps, EdgeStatistics, edge_logps, head_of
+from align.forest.pack import Pack
+
+
+@dataclass
+class EdgeOutput(ModelOutput):
+    """What a model says about a pack.
+
+    Attributes:
+        logps: [E] nats, float32 or wider.
+        entropy: [E] nats, when statistics were asked for.
+        mean_logits: [E], likewise.
+        is_top1: [E], likewise.
+        aux_loss: load-balancing loss of a mixture of experts, when asked for.
+    """
+
+    logps: Tensor | None = None
+    entropy: Tensor | None = None
+    mean_logits: Tensor | None = None
+    is_top1: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+
+def add_edge_head(model: nn.Module, score: EdgeLogps = edge_logps) -> None:
+    """Teaches `model(..., pack=pack)` to return an `EdgeOutput`; without `pack` nothing changes.
+
+    Call it before the model is wrapped (PEFT, DDP, FSDP): wrappers then see one ordinary forward
+    pass, with all their hooks.
+
+    Args:
+        model: a transformers causal language model, not a wrapper.
+        score: what computes the log-probs from hidden states.
+    """
+    original = model.forward
+    if getattr(original, "reads_packs", False):
+        return
+
+    # `generate` checks its arguments against the class's signature.
+    @functools.wraps(type(model).forward)
+    def forward(
+        self: Any, *args: Any, pack: Pack | None = None, statistics: bool = False, **inputs: Any
+    ) -> Any:
+        if pack is None:
+            return original(*args, **inputs)
+        wanted = {name: value for name, value in inputs.items() if value is not None}
+        # Backbone and head are looked up on each call: PEFT and FSDP replace them.
+        body = self.base_model(*args, **wanted)
+        states = body.last_hidden_state
+        # Prompt-learning adapters put virtual tokens in front of the rows' own.
+        states = states[:, -pack.input_ids.shape[1] :].reshape(-1, states.shape[-1])
+        predictor = pack.predictor.to(states.device)
+        logps, extra = score(states[predictor], pack.target, head_of(self), statistics)
+        stats: Any = vars(extra) if isinstance(extra, EdgeStatistics) else {}
+        return EdgeOutput(logps=logps, **stats, aux_loss=_aux_loss(self, body, pack, inputs))
+
+    bound: Any = types.MethodType(forward, model)
+    forward.reads_packs = True  # type: ignore[attr-defined]
+    model.forward = bound
+
+
+def read_pack(
+    model: Any, pack: Pack, *, statistics: bool = False, router_logits: bool = False
+) -> EdgeOutput:
+    """One forward pass over a pack; the caller sets the attention (`attending`).
+
+    Args:
+        model: a model with an edge head, or a wrapper around one.
+        pack: on the model's device.
+        statistics: whether to compute entropy, mean logit and top-1 at the edges.
+        router_logits: whether to compute the load-balancing loss of a mixture of experts.
+    """
+    inputs: dict[str, Any] = {"input_ids": pack.input_ids, "use_cache": False, "pack": pack}
+    if pack.tree is None:
+        inputs["attention_mask"] = pack.attention_mask
+    else:
+        inputs |= {"position_ids": pack.position_ids, "tree": pack.tree}
+    if statistics:
+        inputs["statistics"] = True
+    if router_logits:
+        inputs["output_router_logits"] = True
+    return model(**inputs)
+
+
+def _aux_loss(model: Any, body: Any, pack: Pack, inputs: dict[str, Any]) -> Tensor | None:
+    if not inputs.get("output_router_logits"):
+        return None
+    # Every family of experts takes its load-balancing loss from Mixtral's module. Weighing a slot
+    # by the rows it stands for gives the padded rows' loss.
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    config = model.config.get_text_config()
+    loss: Any = load_balancing_loss_func(
+        body.router_logits, config.num_experts, config.num_experts_per_tok, pack.multiplicity
+    )
+    return loss if isinstance(loss, torch.Tensor) else None
