@@ -177,6 +177,7 @@ def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[st
             "data": pairs.counts(),
             "roles": trained.roles,
             "probe": trained.probe,
+            "forward": trained.forward,
         },
     )
     from align.cards import write_model_card

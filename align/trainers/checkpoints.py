@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,9 @@ class Checkpointing(TrainerBase):
         state = json.loads((checkpoint / STATE.format(rank=rank)).read_text())
         self._tokens_here, self._computed_here = state["tokens"], state["computed_tokens"]
         self._train_sums.restore(state["sums"])
+        if self.args.token_budget == "auto":
+            # Other borders of forward passes round otherwise.
+            self.data_collator = replace(self.data_collator, token_budget=state["token_budget"])
 
     def _get_output_dir(self, trial: Any) -> str:
         base = super()._get_output_dir(trial)
@@ -175,6 +179,7 @@ class Checkpointing(TrainerBase):
             "tokens": self._tokens_here,
             "computed_tokens": self._computed_here,
             "sums": self._train_sums.to_json(),
+            "token_budget": getattr(self.data_collator, "token_budget", None),
         }
         (staged / STATE.format(rank=rank)).write_text(json.dumps(state))
         self.accelerator.wait_for_everyone()

@@ -47,6 +47,7 @@ class Trained:
     probe: dict[str, float] | None
     roles: dict[str, dict[str, str]]
     versions: dict[str, str]
+    forward: dict[str, Any]
 
 
 def load_policy(model: Model, folder: str) -> PreTrainedModel:
@@ -211,4 +212,9 @@ def train_policy(
         probe=trainer.probe,
         roles={role: identity.to_json() for role, identity in trainer.identities.items()},
         versions=versions(),
+        forward={
+            "backend": trainer.backend.backend.name,
+            "reason": trainer.backend.reason,
+            "token_budget": trainer.data_collator.token_budget,
+        },
     )

@@ -1,0 +1,156 @@
+"""A backend is chosen by what it gives, and refused with a sentence, never wrongly."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from align.forest import PADDED, TREE, TokenRow, attention, choose_backend
+from align.forest.model import add_edge_head
+
+SIZES = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def rows() -> tuple[list[TokenRow], list[TokenRow]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def tokens(n: int) -> list[int]:
+        return torch.randint(3, 60, (n,), generator=generator).tolist()
+
+    prompts = [tokens(20), tokens(30)]
+    return tuple([TokenRow(prompt, tokens(9)) for prompt in prompts] for _ in range(2))
+
+
+def sharpened(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(6)
+    add_edge_head(model)
+    return model
+
+
+@pytest.fixture
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    return sharpened(LlamaForCausalLM(LlamaConfig(**SIZES)))
+
+
+def test_a_llama_gets_the_tree_and_is_left_as_it_was(llama) -> None:
+    llama.train()
+    before = llama.config._attn_implementation
+    choice = choose_backend(llama, *rows())
+    assert choice.backend is TREE
+    assert choice.gap is not None
+    assert 0 <= choice.gap < 1e-5
+    assert "`tree`" in choice.reason
+    assert llama.training
+    assert llama.config._attn_implementation == before
+
+
+def test_attention_that_is_computed_wrongly_is_noticed(llama, monkeypatch) -> None:
+    """Every chain sees only itself: rejected completions lose their prompt."""
+
+    def forgetful(*args, tree, **kwargs):
+        lonely = attention.SegmentedChains(tree.sizes, tree.queries, ((),) * len(tree.keys))
+        return attention.tree_attention(*args, tree=lonely, **kwargs)
+
+    attention.AttentionInterface.register("tree", forgetful)
+    try:
+        choice = choose_backend(llama, *rows())
+    finally:
+        attention.AttentionInterface.register("tree", attention.tree_attention)
+    assert choice.backend is PADDED
+    assert choice.gap is not None
+    assert choice.gap > 1e-2
+    assert "changes tokens' log-probs" in choice.reason
+
+
+def test_a_head_that_is_computed_wrongly_is_noticed() -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+
+    def wrong(hidden, target, head, statistics):
+        from align.forest.head import edge_logps
+
+        logps, extra = edge_logps(hidden, target, head, statistics)
+        return logps + 0.01, extra
+
+    add_edge_head(model, wrong)
+    assert choose_backend(model, *rows()).backend is PADDED
+
+
+def test_softcapped_attention_is_refused_by_name() -> None:
+    model = sharpened(Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)))
+    choice = choose_backend(model, *rows())
+    assert choice.backend is PADDED
+    assert "softcap" in choice.reason
+
+
+def test_a_state_space_model_is_refused() -> None:
+    config = MambaConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, state_size=8)
+    choice = choose_backend(sharpened(MambaForCausalLM(config)), *rows())
+    assert choice.backend is PADDED
+    assert choice.gap is None
+    assert "MambaForCausalLM" in choice.reason
+
+
+def test_layers_that_are_no_plain_attention_are_refused(llama) -> None:
+    """A chunk or a window longer than the rows that are tried out would not show in them."""
+    llama.config.layer_types = ["chunked_attention", "full_attention"]
+    choice = choose_backend(llama, *rows())
+    assert choice.backend is PADDED
+    assert "chunked_attention" in choice.reason
+
+
+def test_a_window_that_layers_keep_to_themselves_is_refused(llama) -> None:
+    """Llama's layers hand no window on; with one in the config, longer rows would go wrong."""
+    llama.config.sliding_window = 512
+    choice = choose_backend(llama, *rows())
+    assert choice.backend is PADDED
+    assert "sliding windows" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=512)),
+        (
+            Qwen2ForCausalLM,
+            Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=512, max_window_layers=1),
+        ),
+        (Qwen2ForCausalLM, Qwen2Config(**SIZES, use_sliding_window=False, sliding_window=512)),
+    ],
+    ids=["mistral", "qwen2-half", "qwen2-off"],
+)
+def test_windows_that_reach_attention_are_fine(family, config) -> None:
+    torch.manual_seed(0)
+    assert choose_backend(sharpened(family(config)), *rows()).backend is TREE
+
+
+def test_pictures_are_refused(llama) -> None:
+    llama.config.vision_config = object()
+    choice = choose_backend(llama, *rows())
+    assert choice.backend is PADDED
+    assert "pictures" in choice.reason
