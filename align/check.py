@@ -10,8 +10,11 @@ on torch's meta device. The estimates, in bytes:
     activations  tokens x layers x 34 x hidden, twice that in float32 (Korthikanti et al.,
                  arXiv:2205.05198, eq. 2, without attention scores); with gradient checkpointing
                  tokens x hidden x width per layer, and the full figure for one layer
-    logits       tokens x vocabulary x 3 float32: logits, log-probs, gradient
-    tokens       pairs per device x 2 sides x the longest row
+    logits       scored tokens x vocabulary x 2 float32, logits and gradient, of one chunk of the
+                 LM head at most
+    tokens       of the longest pairs that make a device's batch, the prompt of a pair once; at most
+                 the token budget, unless one pair is longer. A model that cannot share prompts
+                 computes each one twice, and padding
 
 Frozen roles are scored before training and cached, so they take no memory beside the policy.
 """
@@ -456,6 +459,8 @@ def estimate_memory(
     model_config: PreTrainedConfig,
 ) -> Memory:
     """Bytes that training takes on one device; the module's docstring holds the formulas."""
+    from align.forest.head import CHUNK
+
     config = model_config.get_text_config()
     width = _loaded_width(recipe, model_config)
     frozen_in_bits = 0.0
@@ -466,8 +471,12 @@ def estimate_memory(
         frozen_in_bits = float(parameters.quantised)
     plain = parameters.total - parameters.quantised - parameters.adapter
     trained = _trained_bytes(recipe, parameters, model_config)
-    longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
-    tokens = 2 * min(recipe.train.per_device_train_batch_size, len(pairs)) * longest
+    sizes = sorted(
+        (len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs), reverse=True
+    )
+    tokens = sum(sizes[: recipe.train.per_device_train_batch_size])
+    if isinstance(recipe.train.token_budget, int):
+        tokens = min(tokens, max(recipe.train.token_budget, sizes[0]))
     half = width == 2 or recipe.train.bf16 or recipe.train.fp16
     value = 2 if half else _FLOAT32
     layer = 34 * config.hidden_size * value // 2
@@ -479,7 +488,7 @@ def estimate_memory(
         gradients=trained,
         optimizer=_optimizer_bytes(recipe, parameters, trained),
         activations=tokens * per_token,
-        logits=tokens * config.vocab_size * 3 * _FLOAT32,
+        logits=min(tokens * config.vocab_size, CHUNK) * 2 * _FLOAT32,
     )
 
 

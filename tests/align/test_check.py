@@ -159,18 +159,22 @@ def test_memory_of_full_training(config: LlamaConfig, pairs: list[TokenizedPair]
     assert memory.weights == 4 * parameters.total
     assert memory.gradients == 4 * parameters.total
     assert memory.optimizer == 8 * parameters.total  # AdamW: two float32 each
-    longest = max(
-        len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs
+    sizes = sorted(
+        len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs
     )
-    tokens = 2 * 2 * longest
+    tokens = sizes[-1] + sizes[-2]
     assert memory.activations == tokens * LAYERS * 34 * HIDDEN * 2  # twice 34 h in float32
-    assert memory.logits == tokens * config.vocab_size * 12
+    assert memory.logits == tokens * config.vocab_size * 8
     assert memory.total == sum(
         (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits)
     )
     saving = recipe(train=train.model_copy(update={"gradient_checkpointing": True}))
     less = estimate_memory(saving, pairs, parameters, config).activations
     assert less == tokens * (LAYERS * HIDDEN * 4 + 34 * HIDDEN * 2)
+    for budget, bound in ((tokens - 1, tokens - 1), (16, sizes[-1]), (10**6, tokens)):
+        bounded = recipe(train=train.model_copy(update={"token_budget": budget}))
+        found = estimate_memory(bounded, pairs, parameters, config).activations
+        assert found == bound * LAYERS * 34 * HIDDEN * 2
     half = recipe(train=train, model=Model(model_name_or_path="a/b", dtype="bfloat16"))
     memory = estimate_memory(half, pairs, parameters, config)
     assert memory.weights == 2 * parameters.total
