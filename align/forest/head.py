@@ -51,7 +51,7 @@ class LayerHead:
     """An LM head that is more than a matrix, such as one with an adapter on it.
 
     Attributes:
-        layer: hidden [n, d] -> [n, V].
+        layer: hidden [n, d] -> [n, V]; V is its `out_features`, as for every linear layer.
         scale: as in `Head`.
         softcap: as in `Head`.
     """
@@ -72,8 +72,9 @@ def head_of(model: nn.Module) -> AnyHead:
     layer = language.get_output_embeddings()
     config = language.config.get_text_config()
     scale, softcap = _scale(config), getattr(config, "final_logit_softcapping", None)
-    # FSDP2 makes a subclass of each layer that it shards, under the name FSDPLinear.
-    if type(layer).__name__ not in ("Linear", "FSDPLinear"):
+    # By its forward pass: adapters and quantised layers are Linear by name or by inheritance, and
+    # FSDP2 makes a class of its own of each layer that it shards.
+    if getattr(type(layer), "forward", None) is not nn.Linear.forward:
         return LayerHead(layer, scale, softcap)
     weight, bias = layer.weight, layer.bias
     # FSDP2 shards parameters as DTensors.
@@ -136,9 +137,10 @@ def _through_layer(
                 found.append((z.argmax(dim=1) == at).to(z.dtype))
         return torch.stack(found)
 
+    vocabulary = cast("int", head.layer.out_features)
     parts = [
         checkpoint(of_part, hidden[part], target[part], use_reentrant=False)
-        for part in _parts(len(target), int(hidden.shape[1]))
+        for part in _parts(len(target), vocabulary) or [slice(0, 0)]
     ]
     logps, *stats = torch.cat(cast("list[Tensor]", parts), dim=1)
     return logps, EdgeStatistics(*(s.detach() for s in stats)) if statistics else None

@@ -1,0 +1,156 @@
+"""Token rows of every shape that shares prefixes, and two slow computations to compare with."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import align.forest.attention
+from align.forest import TokenRow
+
+VOCABULARY = 100
+
+
+def _cases() -> dict[str, list[TokenRow]]:
+    source = random.Random(1)
+
+    def some(n: int) -> list[int]:
+        return [source.randrange(1, VOCABULARY) for _ in range(n)]
+
+    cases: dict[str, list[TokenRow]] = {"pairs": []}
+    for prompt_length, lengths in ((17, (9, 12)), (40, (5, 3)), (3, (30, 1)), (1, (4, 4))):
+        prompt = some(prompt_length)
+        cases["pairs"] += [TokenRow(prompt, some(n)) for n in lengths]
+
+    prompt = some(20)
+    cases["four of a prompt"] = [TokenRow(prompt, some(n)) for n in (6, 11, 1, 9)]
+
+    # A step is prompt for the steps below it and completion in its own rows.
+    cases["nested steps"] = []
+    way = some(12)
+    for _ in range(4):
+        steps = [some(5), some(9)]
+        cases["nested steps"] += [TokenRow(way, step) for step in steps]
+        way = way + steps[0]
+
+    prompt, first = some(25), some(8)
+    cases["copies and shared openings"] = [
+        TokenRow(prompt, first),
+        TokenRow(prompt, first[:4] + some(2)),
+        TokenRow(prompt, first[:6] + some(4)),
+        TokenRow(prompt, list(first)),
+        TokenRow(prompt, first[:2]),
+    ]
+
+    prompt, turn = some(10), some(7)
+    later = prompt + turn + some(6)
+    cases["turns of a conversation"] = [
+        TokenRow(prompt, turn),
+        TokenRow(prompt, some(5)),
+        TokenRow(later, some(8)),
+        TokenRow(later, some(4)),
+    ]
+
+    opening = some(9)
+    cases["no prompt"] = [
+        TokenRow([], opening + some(4)),
+        TokenRow([], opening + some(3)),
+        TokenRow([], opening),
+        TokenRow(opening[:4], opening[4:]),
+    ]
+    return cases
+
+
+CASES = _cases()
+
+
+@pytest.fixture(scope="session")
+def cases() -> dict[str, list[TokenRow]]:
+    """Rows by the name of what is shared in them."""
+    return CASES
+
+
+@pytest.fixture(scope="session")
+def every_row() -> list[TokenRow]:
+    """The rows of all cases, as one batch."""
+    return [row for rows in CASES.values() for row in rows]
+
+
+@pytest.fixture(scope="session")
+def own_logps() -> Callable[[nn.Module, Sequence[TokenRow]], list[Tensor]]:
+    """Log-probs by the model's own forward pass: padded rows, full logits."""
+
+    def compute(model: nn.Module, rows: Sequence[TokenRow]) -> list[Tensor]:
+        device = next(model.parameters()).device
+        tokens = [[*row.prompt_ids, *row.completion_ids] for row in rows]
+        width = max(map(len, tokens))
+        ids = torch.tensor([row + [7] * (width - len(row)) for row in tokens], device=device)
+        mask = torch.tensor(
+            [[1] * len(row) + [0] * (width - len(row)) for row in tokens], device=device
+        )
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=2)
+        found = []
+        for r, row in enumerate(rows):
+            scored = range(max(len(row.prompt_ids), 1), len(row))
+            found.append(
+                torch.stack([logps[r, t - 1, tokens[r][t]] for t in scored])
+                if scored
+                else logps.new_zeros(0)
+            )
+        return found
+
+    return compute
+
+
+def varlen_by_loop(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_borders: Tensor,
+    key_borders: Tensor,
+    longest_query: int,
+    longest_key: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+) -> Tensor:
+    """What `torch.nn.attention.varlen.varlen_attn` says that it computes, one sequence at a time.
+
+    `window_size` is (keys before, keys after) the key at the lower right; -1 means all of them.
+    """
+    assert query_borders.dtype == key_borders.dtype == torch.int32
+    assert query.is_contiguous()
+    assert key.is_contiguous()
+    assert value.is_contiguous()
+    queries, keys = query_borders.diff().tolist(), key_borders.diff().tolist()
+    assert (longest_query, longest_key) == (max(queries), max(keys))
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    groups = query.shape[1] // key.shape[1]
+    scale = query.shape[2] ** -0.5 if scale is None else scale
+    before, after = window_size
+    outputs = []
+    for q, k, v in zip(query.split(queries), key.split(keys), value.split(keys), strict=True):
+        k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
+        # How far a key lies after the one at the lower right of its query.
+        ahead = torch.arange(len(k))[None] - torch.arange(len(q))[:, None] - (len(k) - len(q))
+        hidden = torch.zeros_like(ahead, dtype=torch.bool)
+        if before >= 0:
+            hidden |= ahead < -before
+        if after >= 0:
+            hidden |= ahead > after
+        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=2)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
+    return torch.cat(outputs)
+
+
+@pytest.fixture
+def slow_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention `tree_varlen` without its CUDA kernel."""
+    monkeypatch.setattr(align.forest.attention, "varlen_attn", varlen_by_loop)
