@@ -1,4 +1,4 @@
-"""The command line: `align train | check | report | push | recipe`.
+"""The command line: `align train | loop | check | report | push | recipe`.
 
 Every command is one call into `align.commands` or a room; a user's mistake is answered by one
 paragraph and an exit code:
@@ -61,6 +61,25 @@ def train(
     table = train_recipe(recipe, overrides or [], run, allow_change or [])
     if table is not None:
         Console().print(table)
+
+
+@app.command()
+def loop(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="The run's folder; outputs/<recipe>-<key> by default."),
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option("--allow-change", help="A library whose version may differ from before."),
+    ] = None,
+) -> None:
+    """Go through RECIPE's rounds of stages; the same command again goes on."""
+    from align.commands.loop import loop_recipe
+
+    Console().print(loop_recipe(recipe, overrides or [], run, allow_change or []))
 
 
 @app.command()

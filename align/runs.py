@@ -15,15 +15,14 @@ from __future__ import annotations
 import difflib
 import errno
 import fcntl
-import hashlib
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from align.errors import DataError, MachineError, NumericalError, RecipeError
+from align.loops.ledger import Ledger
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -36,24 +35,28 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+# Keys that may change under a run: pushing is a later step, and a loop goes on for more rounds.
+FREE = ("hub:", "rounds:", "keep:")
+
+
 def _changed_lines(was: str, now: str) -> list[str]:
-    """Lines of two resolved recipes that differ, `-` or `+` before each; the hub's do not count."""
-    lines = difflib.unified_diff(_without_hub(was), _without_hub(now), lineterm="", n=0)
+    """Lines of two resolved recipes that differ, `-` or `+` before each, save the free keys'."""
+    lines = difflib.unified_diff(_without_free(was), _without_free(now), lineterm="", n=0)
     return [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
 
 
-def _without_hub(recipe_yaml: str) -> list[str]:
+def _without_free(recipe_yaml: str) -> list[str]:
     kept: list[str] = []
-    is_hub = False
+    is_free = False
     for line in recipe_yaml.splitlines():
         if not line.startswith((" ", "-")):
-            is_hub = line.startswith("hub:")
-        if not is_hub:
+            is_free = line.startswith(FREE)
+        if not is_free:
             kept.append(line)
     return kept
 
 
-MADE = ("before.json", "checkpoints", "metrics.json", "model")
+MADE = ("before.json", "checkpoints", "metrics.json", "model", "rounds")
 
 
 class RunFolder:
@@ -66,6 +69,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: IO[str] | None = None
+        self._ledger: Ledger | None = None
 
     @property
     def model(self) -> Path:
@@ -76,6 +80,13 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The trainer's checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def ledger(self) -> Ledger:
+        """The run's journal: opened by the first who asks, closed by `release`."""
+        if self._ledger is None:
+            self._ledger = Ledger(self.path / "ledger.jsonl")
+        return self._ledger
 
     def claim(self, recipe_yaml: str) -> None:
         """Takes the folder for this process and writes the resolved recipe into it.
@@ -135,6 +146,9 @@ class RunFolder:
 
     def release(self) -> None:
         """Lets another process have the folder."""
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -173,11 +187,5 @@ class RunFolder:
             ) from error
 
     def record(self, step: str, seconds: float, about: Mapping[str, Any]) -> None:
-        """Appends one line to the ledger, with a checksum, on disk before it returns."""
-        line = {"step": step, "at": round(time.time(), 3), "seconds": round(seconds, 3), **about}
-        body = json.dumps(line, sort_keys=True, allow_nan=False)
-        check = hashlib.sha256(body.encode()).hexdigest()[:16]
-        with (self.path / "ledger.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"sha256": check, **json.loads(body)}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        """Appends one line to the ledger, on disk before it returns."""
+        self.ledger.append(step, seconds, about)

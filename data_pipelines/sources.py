@@ -52,11 +52,17 @@ def read_pairs(
             `policy.max_dropped`, or none left.
         MachineError: the Hub cannot be reached.
     """
-    rows = _open(path_or_id, split, revision)
+    rows = open_rows(path_or_id, split, revision)
     return pairs_from_rows(rows, source=path_or_id, format=format, policy=policy)
 
 
-def _open(path_or_id: str, split: str, revision: str | None) -> Iterator[RawRow]:
+def open_rows(path_or_id: str, split: str, revision: str | None) -> Iterator[RawRow]:
+    """Every row of a source with its place, as `read_pairs` takes it.
+
+    Raises:
+        DataError: there is no such source, or it cannot be read.
+        MachineError: the Hub cannot be reached.
+    """
     path = Path(path_or_id).expanduser()
     if path.exists():
         if revision is not None:

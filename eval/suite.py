@@ -10,9 +10,10 @@ from align.errors import RecipeError
 from align.forest import TokenRow, score_rows
 from align.tokens import TokenizedPair
 from align.types import Pair
-from align.worlds import judged_world
+from align.worlds import judged_world, style_game, world
+from align.worlds.styles import Styles
 from align.worlds.sums import Sums
-from eval.metrics import Estimate, kl_divergence, preference_metrics, proportion, score_pairs
+from eval.metrics import Estimate, kl_divergence, mean, preference_metrics, proportion, score_pairs
 
 PREFERENCE = "preference"
 Report = dict[str, dict[str, dict[str, float | int | None]]]
@@ -32,7 +33,7 @@ def run_suite(
     """Measure `model`; it, the reference and the random state are left as they were found.
 
     Args:
-        names: "preference", or a built-in world with a judge ("sums").
+        names: "preference", or a built-in world with a judge ("sums", "styles").
         model: the policy.
         tokenizer: of both models.
         reference: what the model is compared with; the model itself before training.
@@ -56,6 +57,8 @@ def run_suite(
                     "some rows out of training, or take 'preference' out of the suite."
                 )
             estimates = _preference(model, reference, held_out_pairs[:n], batch_size)
+        elif isinstance(game := world(name), Styles):
+            estimates = _game(game, model, tokenizer, reference, n=n, seed=seed)
         else:
             estimates = _task(
                 judged_world(name),
@@ -115,4 +118,27 @@ def _task(
         "sampled_accuracy": proportion(sum(a.verdict.right for a in sampled), n),
         "well_formed": proportion(sum(a.verdict.well_formed for a in sampled), n),
         "kl_to_reference": kl_divergence(policy_logps, reference_logps),
+    }
+
+
+def _game(
+    game: Styles,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    reference: PreTrainedModel,
+    *,
+    n: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """Exact values per held-out topic, by scoring every answer there is; the mean is over topics.
+
+    exploitability is what the best reply to the policy's own mixture wins above one half.
+    """
+    topics = game.topics("held_out", seed=seed)[:n]
+    found = style_game.measure(model, tokenizer, topics, reference=reference)
+    return {
+        "exploitability": mean(found.exploitability, what="exploitability"),
+        "win_rate": mean(found.win_rate, what="win_rate"),
+        "well_formed": mean(1 - found.outcomes[:, -1], what="well_formed"),
+        "kl_to_reference": mean(found.kl, what="kl"),
     }

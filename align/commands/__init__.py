@@ -5,6 +5,7 @@ The only module of the library that may import the rooms below it.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import shutil
@@ -65,6 +66,8 @@ def train_recipe(
         The before/after table, on the main process; None on the others.
     """
     recipe = load_recipe(path, overrides)
+    if recipe.is_loop:
+        raise RecipeError(f"{path} has rounds: run `align loop {path}`.")
     run = RunFolder(run_path or default_run(path, recipe))
 
     import torch
@@ -314,6 +317,7 @@ def read_recipe_pairs(recipe: Recipe, folder: str, tokenizer: PreTrainedTokenize
     from data_pipelines.sources import read_pairs
 
     data = recipe.data
+    assert data.pairs is not None
     is_world = data.pairs.startswith("world:")
     source = _sampled(recipe, folder, tokenizer) if is_world else data.pairs
     pairs, report = read_pairs(
@@ -327,16 +331,30 @@ def read_recipe_pairs(recipe: Recipe, folder: str, tokenizer: PreTrainedTokenize
         pairs = pairs[: data.limit]
     tokenized = encode_pairs(pairs, tokenizer, data, report)
     if data.eval_pairs is not None:
-        try:
-            held_rows, held_report = read_pairs(
-                data.eval_pairs, split=data.split, format=data.format, policy=data
-            )
-            held_out = encode_pairs(held_rows, tokenizer, data, held_report)
-        except (DataError, MachineError) as error:
-            raise type(error)(str(error).replace("data.pairs", "data.eval_pairs")) from error
-        return Pairs(tokenized, held_out, report)
+        return Pairs(tokenized, held_out_rows(recipe, tokenizer), report)
     train, held_out = hold_out(tokenized, data)
     return Pairs(train, held_out, report)
+
+
+def held_out_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[TokenizedPair]:
+    """The rows of `data.eval_pairs`, tokenised; none where there are none.
+
+    Raises:
+        DataError: rows that cannot be read, or too many that cannot be used.
+    """
+    from align.tokens import encode_pairs
+    from data_pipelines.sources import read_pairs
+
+    data = recipe.data
+    if data.eval_pairs is None:
+        return []
+    try:
+        rows, report = read_pairs(
+            data.eval_pairs, split=data.split, format=data.format, policy=data
+        )
+        return encode_pairs(rows, tokenizer, data, report)
+    except (DataError, MachineError) as error:
+        raise type(error)(str(error).replace("data.pairs", "data.eval_pairs")) from error
 
 
 def hold_out(
@@ -381,12 +399,13 @@ def _sampled(recipe: Recipe, folder: str, tokenizer: PreTrainedTokenizerBase) ->
     """A file of pairs that the start policy itself made, sampled once for the same settings."""
     from align.reference import tokenizer_digest, weights_digest
     from align.trainers.run import load_policy
-    from align.worlds import generation, judged_world, sums
+    from align.worlds import game_or_task, generation
     from align.worlds.cache import cached_folder, made_by
 
     sample = recipe.data.sample
     assert sample is not None
-    world = judged_world(recipe.data.pairs)
+    assert recipe.data.pairs is not None
+    world = game_or_task(recipe.data.pairs)
     model = load_policy(recipe.model, folder)
 
     def build(target: Path) -> None:
@@ -406,7 +425,7 @@ def _sampled(recipe: Recipe, folder: str, tokenizer: PreTrainedTokenizerBase) ->
         "policy": weights_digest(model),
         "tokenizer": tokenizer_digest(tokenizer),
         "sample": sample.model_dump(mode="json"),
-        **made_by(str(sums.__file__), str(generation.__file__)),
+        **made_by(str(inspect.getfile(type(world))), str(generation.__file__)),
     }
     return cached_folder(f"{world.name}-pairs", parts, build) / "pairs.jsonl"
 

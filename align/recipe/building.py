@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from align.recipe.base import Conflict, KeyPath
 from align.recipe.reading import UNREADABLE, Draft
-from align.recipe.schemas import choices_of, expected_in_words, schema_at, schema_of
+from align.recipe.schemas import choices_of, expected_in_words, model_at, schema_at, schema_of
 from align.recipe.sections import OBJECTIVES, SECTIONS, Recipe
+from align.recipe.stages import STAGES
 from align.recipe.suggestions import did_you_mean, unknown_key
 from align.recipe.yaml_rules import TAG, as_yaml, plain_tag
 
@@ -20,13 +21,15 @@ from align.recipe.yaml_rules import TAG, as_yaml, plain_tag
 def build(draft: Draft) -> Recipe | None:
     """The recipe, where every section is right; else what is wrong goes into the draft."""
     for key in draft.values:
-        if key not in SECTIONS:
+        if key not in Recipe.model_fields:
             draft.add((key,), unknown_key((key,), ""))
     parts: dict[str, Any] = {}
     complete = True
     for section in SECTIONS:
         node = draft.values.get(section)
-        if node is None and section in ("model", "data", "objective"):
+        if node is None and section == "prompts":
+            continue
+        if node is None and section in _needed(draft):
             draft.add((section,), f"is missing; write {_EXAMPLES[section]}")
         elif node is not None and not isinstance(node, dict):
             found = as_yaml(node)
@@ -34,10 +37,13 @@ def build(draft: Draft) -> Recipe | None:
         elif section == "objective":
             parts[section] = _built_objective(draft, cast("dict[str, Any]", node))
         else:
-            model = cast("type[BaseModel]", Recipe.model_fields[section].annotation)
+            model = model_at((section,), "")
+            assert model is not None
             parts[section] = _built(draft, (section,), model, cast("dict[str, Any]", node or {}))
         complete = complete and parts.get(section) is not None
-    if not complete:
+    stages = _built_stages(draft, draft.values.get("each_round"))
+    parts |= {"rounds": _rounds(draft), "each_round": stages}
+    if not complete or stages is None or parts["rounds"] == 0:
         return None
     try:
         return Recipe(**parts)
@@ -48,6 +54,45 @@ def build(draft: Draft) -> Recipe | None:
         return None
 
 
+def _needed(draft: Draft) -> tuple[str, ...]:
+    is_loop = draft.values.get("rounds") is not None
+    return ("model", "objective") if is_loop else ("model", "data", "objective")
+
+
+def _rounds(draft: Draft) -> int | None:
+    """The number of rounds; 0 where something else stands there."""
+    value = draft.values.get("rounds")
+    if value is None or (type(value) is int and value >= 1):
+        return value
+    if value != UNREADABLE:
+        draft.add(("rounds",), f"found {as_yaml(value)}; write an integer >= 1")
+    return 0
+
+
+def _built_stages(draft: Draft, node: Any) -> tuple[BaseModel, ...] | None:
+    if node is None:
+        return ()
+    if not isinstance(node, list):
+        found = as_yaml(node)
+        draft.add(("each_round",), f"found {found}; write a list of stages, `- {{run: generate}}`")
+        return None
+    built: list[BaseModel | None] = []
+    for i, stage in enumerate(cast("list[Any]", node)):
+        path = ("each_round", str(i))
+        name: Any = cast("dict[str, Any]", stage).get("run") if isinstance(stage, dict) else None
+        if name is None:
+            draft.add(path, "is no stage; write `- {run: generate}`, each with its keys")
+        elif name not in STAGES:
+            hint = did_you_mean(str(name), list(STAGES))
+            draft.add((*path, "run"), f"no stage {as_yaml(name)}{hint}; there are {_STAGE_NAMES}")
+        else:
+            built.append(_built(draft, path, STAGES[name], cast("dict[str, Any]", stage)))
+            continue
+        built.append(None)
+    return None if None in built else tuple(stage for stage in built if stage is not None)
+
+
+_STAGE_NAMES = ", ".join(STAGES)
 _EXAMPLES = {
     "model": "`model: {model_name_or_path: <folder or Hub id>}`",
     "data": "`data: {pairs: <file or Hub id>}`",
@@ -88,7 +133,11 @@ def _built(
     try:
         return model.model_validate_json(json.dumps(node), strict=True)
     except ValidationError as error:
-        objective = str(node.get("name")) if path == ("objective",) else ""
+        objective = ""
+        if path == ("objective",):
+            objective = str(node.get("name"))
+        elif path[0] == "each_round":
+            objective = str(node.get("run"))
         told: set[KeyPath] = set()
         for fault in error.errors():
             if fault["type"] == "conflict":

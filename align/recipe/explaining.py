@@ -14,7 +14,7 @@ from align.recipe.schemas import (
     ordered_fields,
     schema_of,
 )
-from align.recipe.sections import OBJECTIVES, SECTIONS, Recipe
+from align.recipe.sections import OBJECTIVES, Recipe
 from align.recipe.suggestions import did_you_mean, nearest_key
 from align.recipe.yaml_rules import as_yaml
 
@@ -30,7 +30,7 @@ def explain(key: str = "") -> str:
     """
     path = tuple(part for part in key.split(".") if part)
     if not path:
-        lines = [f"{name}: {description_of(Recipe, name)}" for name in SECTIONS]
+        lines = [f"{name}: {description_of(Recipe, name)}" for name in Recipe.model_fields]
         return "\n".join(lines)
     refused = REFUSED.get(".".join(path[:-1]), {}).get(path[-1])
     if refused is not None:

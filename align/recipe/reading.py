@@ -184,6 +184,13 @@ def apply_override(draft: Draft, override: str) -> None:
     parent = draft.values
     for depth, part in enumerate(path[:-1], start=1):
         inner: Any = {} if parent.get(part) is None else parent[part]
+        if isinstance(inner, list):
+            # An item of a list is addressed by its number, as in each_round.0.samples.
+            items = cast("list[Any]", inner)
+            inner = {str(i): item for i, item in enumerate(items)}
+            if depth < len(path) - 1 and isinstance(inner.get(path[depth]), dict):
+                parent = cast("dict[str, Any]", inner)
+                continue
         if isinstance(inner, dict):
             if part not in parent:
                 draft.origins[path[:depth]] = source

@@ -106,8 +106,6 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     },
     "hub": {"token": "secrets do not stand in recipes; log in once with `hf auth login`"},
     "": {
-        "rounds": "loops are not part of this version; take `rounds` out: one recipe trains once",
-        "each_round": "loops are not part of this version; take `each_round` out",
         "reward": "objectives read scores from the data's columns; take it out",
     },
 }

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from align.recipe.base import KeyPath
 from align.recipe.sections import OBJECTIVES, Recipe
+from align.recipe.stages import STAGES
 
 
 @functools.cache
@@ -19,13 +20,22 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     return model.model_json_schema()
 
 
-def model_at(path: KeyPath, objective: str) -> type[BaseModel] | None:
-    """The model whose fields are the keys at a path; None where a path holds a value."""
+def model_at(path: KeyPath, variant: str) -> type[BaseModel] | None:
+    """The model whose fields are the keys at a path; None where a path holds a value.
+
+    Args:
+        path: dotted path, split.
+        variant: which objective, or which stage of a loop, stands there.
+    """
     if not path:
         return Recipe
     if path[0] == "objective":
-        return OBJECTIVES.get(objective) if len(path) == 1 else None
+        return OBJECTIVES.get(variant) if len(path) == 1 else None
     model: Any = Recipe
+    if path[0] == "each_round":
+        if len(path) < 2 or variant not in STAGES:
+            return None
+        model, path = STAGES[variant], path[2:]
     for part in path:
         if part not in model.model_fields:
             return None
@@ -41,10 +51,10 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def schema_at(path: KeyPath, objective: str) -> dict[str, Any] | None:
+def schema_at(path: KeyPath, variant: str) -> dict[str, Any] | None:
     """The JSON schema of a key, or of an item of a list at a key."""
     for end in range(len(path) - 1, 0, -1):
-        model = model_at(path[:end], objective)
+        model = model_at(path[:end], variant)
         if model is not None:
             schema = schema_of(model)["properties"].get(path[end])
             if schema is None or end + 1 == len(path):

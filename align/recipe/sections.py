@@ -9,13 +9,16 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field
 
+from align.loops.retention import Retention
 from align.objectives import AnyObjective
 from align.recipe.base import Conflict, Section
+from align.recipe.stages import AnyStage
 from align.recipe.train import Train
 from align.records import RowPolicy
 
-WORLD_MODELS = ("world:sums", "world:bytes")
-WORLD_PAIRS = ("world:sums",)
+WORLD_MODELS = ("world:sums", "world:styles", "world:bytes")
+WORLD_PROMPTS = ("world:sums", "world:styles")
+WORLD_PAIRS = ("world:sums", "world:styles")
 _COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
 
@@ -23,7 +26,7 @@ class Model(Section):
     """The policy that is trained: where it comes from, its precision, its adapter."""
 
     model_name_or_path: str = Field(min_length=1)
-    """Local folder, Hub id, or a model built in code: world:sums, world:bytes."""
+    """Local folder, Hub id, or a model built in code: world:sums, world:styles, world:bytes."""
     model_revision: str = Field(default="main", min_length=1)
     """Branch, tag or commit hash of a Hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
@@ -91,15 +94,17 @@ class Roles(Section):
     """Which frozen policy stands behind each role of the objective."""
 
     reference: str | None = Field(default=None, min_length=1)
-    """The fixed anchor of the KL term: start (before training), a path, or id@revision."""
+    """The fixed anchor of the KL term: start (before training), a path, or id@revision; in a loop
+    also round_start or previous_round."""
     previous: str | None = Field(default=None, min_length=1)
-    """The policy that sampled the pairs: start, a path, or id@revision."""
+    """The policy that sampled the pairs: start, a path, or id@revision; in a loop round_start."""
     earlier: str | None = Field(default=None, min_length=1)
-    """The policy one round before `previous`: start, a path, or id@revision."""
+    """The policy one round before `previous`: the same; in a loop previous_round."""
     guide: str | None = Field(default=None, min_length=1)
     """The model whose token log-ratios weigh TGDPO: start, a path, or id@revision."""
     anchor: str | None = Field(default=None, min_length=1)
-    """The proximal anchor of Nash-MP: start, a path, or id@revision."""
+    """The proximal anchor of Nash-MP: start, a path, or id@revision; in a loop also round_start or
+    ema:0.9, the average of the rounds' policies with that decay."""
 
     @property
     def given(self) -> Mapping[str, str]:
@@ -109,12 +114,11 @@ class Roles(Section):
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
         for role, source in self.given.items():
-            if source in ("round_start", "previous_round"):
-                yield (
-                    role,
-                    f"`{source}` is a policy of a loop, and this recipe has no rounds; write "
-                    "`start`, a path, or a Hub id with its @revision",
-                )
+            if source.startswith("ema:"):
+                if role != "anchor":
+                    yield role, "only the anchor may be an average; write `round_start` or a path"
+                elif ema_decay(source) is None:
+                    yield role, f"found {source!r}; write a decay between 0 and 1, such as ema:0.9"
             elif source.count("@") > 1 or source.startswith("@") or source.endswith("@"):
                 yield (
                     role,
@@ -123,6 +127,16 @@ class Roles(Section):
 
 
 ROLES: tuple[str, ...] = tuple(Roles.model_fields)
+# Policies that only a loop has.
+ROUND_POLICIES = ("round_start", "previous_round")
+
+
+def ema_decay(source: str) -> float | None:
+    """The decay in `ema:0.9`; None where there is none between 0 and 1."""
+    number = source.removeprefix("ema:")
+    if number == source or re.fullmatch(r"0?\.\d+", number) is None or not float(number):
+        return None
+    return float(number)
 
 
 class Sample(Section):
@@ -146,11 +160,31 @@ def _held_out_without_own_rows(data: Mapping[str, Any]) -> float:
     return 0 if data.get("eval_pairs") is not None else 0.05
 
 
+class Prompts(Section):
+    """What a loop's policy is asked."""
+
+    source: str = Field(min_length=1)
+    """File, folder or Hub id with a column `prompt` (or whole pairs), or world:sums."""
+    split: str = Field(default="train", min_length=1)
+    """Split of a Hub data set."""
+    revision: str | None = Field(default=None, min_length=1)
+    """Branch, tag or commit hash of a Hub data set."""
+    per_round: int | None = Field(default=None, ge=1)
+    """Prompts of one round; null takes all of them every round, and 256 of a world."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of a world's prompts and of their order."""
+
+    def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
+        if self.source.startswith("world:") and self.source not in WORLD_PROMPTS:
+            known = ", ".join(WORLD_PROMPTS)
+            yield "source", f"no world {self.source!r} with prompts; write one of {known}"
+
+
 class Data(Section, RowPolicy):
     """The preference pairs, and what to do with rows that cannot be used as they are."""
 
-    pairs: str = Field(min_length=1)
-    """File, folder, Hub id, or world:sums."""
+    pairs: str | None = Field(default=None, min_length=1)
+    """File, folder, Hub id, world:sums or world:styles; a loop makes its own."""
     split: str = Field(default="train", min_length=1)
     """Split of a Hub data set."""
     revision: str | None = Field(default=None, min_length=1)
@@ -160,7 +194,8 @@ class Data(Section, RowPolicy):
     eval_pairs: str | None = Field(default=None, min_length=1)
     """File, folder or Hub id with the rows to evaluate on; replaces held_out."""
     held_out: int | float = Field(default_factory=_held_out_without_own_rows, ge=0)
-    """Pairs kept for evaluation: a number, or a share below 1; 0.05 without eval_pairs."""
+    """Pairs kept for evaluation: a number, or a share below 1; 0.05 without eval_pairs. A loop
+    makes its pairs anew each round and keeps none."""
     limit: int | None = Field(default=None, ge=1)
     """Read at most so many pairs."""
     seed: int = Field(default=0, ge=0)
@@ -169,7 +204,7 @@ class Data(Section, RowPolicy):
     """How the pairs of a world are sampled; only for pairs: world:*."""
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
-        is_world = self.pairs.startswith("world:")
+        is_world = self.pairs is not None and self.pairs.startswith("world:")
         if is_world and self.pairs not in WORLD_PAIRS:
             yield "pairs", f"no world {self.pairs!r}; write one of {', '.join(WORLD_PAIRS)}"
         if is_world and self.sample is None:
@@ -194,7 +229,7 @@ class Data(Section, RowPolicy):
 class Evaluate(Section):
     """What is measured before and after training."""
 
-    suite: tuple[Literal["preference", "sums"], ...] = ("preference",)
+    suite: tuple[Literal["preference", "sums", "styles"], ...] = ("preference",)
     """preference (accuracy and margins on the held-out pairs) and names of worlds."""
     n: int | None = Field(default=None, ge=1)
     """Held-out pairs at most, and problems of a world; null means 1024."""
@@ -231,8 +266,10 @@ class Recipe(Section):
     """The policy that is trained."""
     roles: Roles = Roles()
     """The frozen policies that the objective compares with."""
-    data: Data
+    data: Data = Data()
     """The preference pairs."""
+    prompts: Prompts | None = None
+    """What a loop's policy is asked."""
     objective: AnyObjective
     """The formula and its hyper-parameters."""
     train: Train = Train()
@@ -241,8 +278,62 @@ class Recipe(Section):
     """What is measured before and after."""
     hub: Hub = Hub()
     """Where the model is pushed."""
+    rounds: int | None = Field(default=None, ge=1)
+    """How many times a loop goes through its stages; without it the recipe trains once."""
+    each_round: tuple[AnyStage, ...] = ()
+    """A loop's stages, in order: generate, judge, select, train, evaluate."""
+    keep: Retention = Retention()
+    """Which old policies a loop keeps."""
+
+    @property
+    def is_loop(self) -> bool:
+        """Whether the recipe goes through rounds of stages."""
+        return self.rounds is not None
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
+        yield from self._loop_conflicts() if self.is_loop else self._single_conflicts()
+        yield from self._shared_conflicts()
+
+    def _single_conflicts(self) -> Iterator[Conflict]:
+        if self.data.pairs is None:
+            yield "data.pairs", "is missing; write a file, a folder, a Hub id or world:sums"
+        for key in ("prompts", "each_round"):
+            if getattr(self, key):
+                yield key, "belongs to a loop; write `rounds: 3` too, or take it out"
+        for role, source in self.roles.given.items():
+            if source in ROUND_POLICIES or source.startswith("ema:"):
+                yield (
+                    f"roles.{role}",
+                    f"`{source}` is a policy of a loop, and this recipe has no rounds; write "
+                    "`start`, a path, or a Hub id with its @revision",
+                )
+
+    def _loop_conflicts(self) -> Iterator[Conflict]:
+        if self.prompts is None:
+            yield "prompts", "is missing; a loop asks its policy: `prompts: {source: <file>}`"
+        if self.data.pairs is not None:
+            yield "data.pairs", "a loop makes its own pairs; take it out, or take `rounds` out"
+        if "preference" in self.evaluate.suite and self.data.eval_pairs is None:
+            yield (
+                "evaluate.suite",
+                "preference needs rows to evaluate on, and a loop holds none out; write "
+                "`eval_pairs` under data, or name a world",
+            )
+        for role, source in self.roles.given.items():
+            if source.startswith("ema:") and self.model.use_peft:
+                yield (
+                    f"roles.{role}",
+                    "the mean of two adapters is not the adapter of the mean; write `round_start`, "
+                    "or train all weights",
+                )
+        ran = [stage.run for stage in self.each_round]
+        if "train" not in ran:
+            yield "each_round", "no stage trains; write `- {run: train}` behind the select stage"
+        for name in ("generate", "judge", "select", "train", "evaluate"):
+            if ran.count(name) > 1:
+                yield "each_round", f"{name} stands {ran.count(name)} times; keep one"
+
+    def _shared_conflicts(self) -> Iterator[Conflict]:
         for role in ROLES:
             if role in self.objective.needs and role not in self.roles.given:
                 hint = "for the policy's own start" if role != "guide" else "or a path to the guide"
@@ -251,32 +342,39 @@ class Recipe(Section):
                     f"{self.objective.name} needs it; write `{role}: start` {hint}",
                 )
         without_rows = not self.data.held_out and self.data.eval_pairs is None
-        if without_rows and self.train.eval_strategy != "no":
+        if without_rows and not self.is_loop and self.train.eval_strategy != "no":
             yield (
                 "train.eval_strategy",
                 "there are no rows to evaluate on; write `held_out: 0.05` or eval_pairs under data",
             )
-        if without_rows and "preference" in self.evaluate.suite:
+        if without_rows and not self.is_loop and "preference" in self.evaluate.suite:
             yield (
                 "evaluate.suite",
                 "preference needs rows to evaluate on; write `held_out: 0.05` or eval_pairs under "
                 "data, or take preference out",
             )
-        if "sums" in self.evaluate.suite and self.model.model_name_or_path == "world:bytes":
-            yield (
-                "evaluate.suite",
-                "sums needs a model that knows its alphabet; write `model_name_or_path: "
-                "world:sums`",
-            )
-        if self.data.pairs == "world:sums" and self.model.model_name_or_path == "world:bytes":
-            yield (
-                "data.pairs",
-                "the pairs of world:sums are sampled from the policy; write `model_name_or_path: "
-                "world:sums`",
-            )
+        for name in ("sums", "styles"):
+            model = self.model.model_name_or_path
+            if name in self.evaluate.suite and self.model.is_world and model != f"world:{name}":
+                yield (
+                    "evaluate.suite",
+                    f"{name} needs a model that knows its alphabet; write `model_name_or_path: "
+                    f"world:{name}`",
+                )
+        for key in ("data.pairs", "prompts.source"):
+            section, _, name = key.partition(".")
+            source = str(getattr(getattr(self, section), name, ""))
+            model = self.model.model_name_or_path
+            if source in WORLD_PROMPTS and self.model.is_world and model != source:
+                yield (
+                    key,
+                    f"{source} is asked of its own model; write `model_name_or_path: {source}`",
+                )
 
 
-SECTIONS: tuple[str, ...] = tuple(Recipe.model_fields)
+# Keys of a recipe that hold no mapping of keys.
+PLAIN = ("rounds", "each_round")
+SECTIONS: tuple[str, ...] = tuple(name for name in Recipe.model_fields if name not in PLAIN)
 OBJECTIVES: dict[str, type[BaseModel]] = {
     member.model_fields["name"].default: member for member in get_args(get_args(AnyObjective)[0])
 }

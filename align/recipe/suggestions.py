@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from align.recipe.base import KeyPath
 from align.recipe.refused import OTHER_NAMES, REFUSED
 from align.recipe.schemas import model_at
-from align.recipe.sections import OBJECTIVES, SECTIONS, Recipe
+from align.recipe.sections import OBJECTIVES, SECTIONS
 
 
 def unknown_key(path: KeyPath, objective: str) -> str:
@@ -30,7 +30,7 @@ def nearest_key(path: KeyPath, objective: str) -> str:
     """The nearest right key: in the same section, elsewhere, or by another project's name."""
     section, key = path[:-1], path[-1]
     prefix = "".join(f"{part}." for part in section)
-    if section and section[0] not in SECTIONS:
+    if section and section[0] not in (*SECTIONS, "each_round"):
         hint = did_you_mean(section[0], SECTIONS)
         return hint or f"; the sections are {', '.join(SECTIONS)}"
     if section == ("objective",):
@@ -46,7 +46,7 @@ def nearest_key(path: KeyPath, objective: str) -> str:
         f"{name}.{leaf}"
         for name in SECTIONS
         if name != "objective"
-        for leaf in cast("type[BaseModel]", Recipe.model_fields[name].annotation).model_fields
+        for leaf in cast("type[BaseModel]", model_at((name,), "")).model_fields
     ]
     elsewhere = [full for full in everywhere if full.rpartition(".")[2] == key]
     if elsewhere:

@@ -35,4 +35,5 @@ def plain_values(recipe: Recipe) -> dict[str, Any]:
     nodes = recipe.model_dump(mode="json")
     nodes["data"] = {key: nodes["data"][key] for key in ordered_fields(Data)}
     nodes["roles"] = dict(recipe.roles.given)
-    return nodes
+    unused = ("prompts", "rounds", "each_round", "keep") if not recipe.is_loop else ("",)
+    return {key: node for key, node in nodes.items() if key not in unused}

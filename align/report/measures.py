@@ -48,7 +48,11 @@ MEASURES = (
     Measure("preference/rejected_logps", "rejected log-prob", "nats", 1.0, 2),
     Measure("preference/margin", "margin", "nats", 1.0, 3),
     Measure("preference/accuracy", "preference accuracy", "%", 100.0, 1),
+    Measure("styles/exploitability", "exploitability", "%", 100.0, 1),
+    Measure("styles/win_rate", "win rate against the start", "%", 100.0, 1),
+    Measure("styles/well_formed", "well formed", "%", 100.0, 1),
     Measure("sums/kl_to_reference", "KL to the reference", "nats", 1.0, 3),
+    Measure("styles/kl_to_reference", "KL to the reference", "nats", 1.0, 3),
 )
 
 

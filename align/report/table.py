@@ -41,7 +41,10 @@ def table(runs: Sequence[RunMetrics]) -> Table:
     shown.add_column("measure", no_wrap=True)
     for header in headers:
         shown.add_column(Text(header), justify="right", no_wrap=True)
+    measured = {key for run in runs for side in (run.before, run.after) for key in side}
     for measure in MEASURES:
+        if measure.key not in measured:
+            continue
         label = Text.assemble(measure.label, "\n", (measure.unit, "dim"))
         cells = [_cell(measure, runs[0].before.get(measure.key))] if share_before else []
         for run in runs:

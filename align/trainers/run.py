@@ -110,10 +110,19 @@ def adapter_of(model: Model) -> Any:
 
 
 def training_arguments(
-    recipe: Recipe, run: RunFolder, allow_change: Collection[str]
+    recipe: Recipe, folder: Path, allow_change: Collection[str], *, seed: int | None = None
 ) -> PreferenceConfig:
-    """The trainer's configuration for a recipe; bf16 left open means: on where CUDA has it."""
+    """The trainer's configuration for a recipe; bf16 left open means: on where CUDA has it.
+
+    Args:
+        recipe: its `train` and `data` sections.
+        folder: of the checkpoints.
+        allow_change: settings that may differ from the checkpoint that is resumed from.
+        seed: in place of the recipe's own.
+    """
     arguments = recipe.train.arguments()
+    if seed is not None:
+        arguments["seed"] = seed
     if arguments["bf16"] is None:
         arguments["bf16"] = (
             not recipe.train.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -125,12 +134,20 @@ def training_arguments(
         # Pinned memory is memory that a GPU can read; without one torch warns.
         arguments["dataloader_pin_memory"] = False
     return PreferenceConfig(
-        output_dir=str(run.checkpoints),
+        output_dir=str(folder),
         allow_change=list(allow_change),
         max_length=recipe.data.max_length,
         token_budget=recipe.train.token_budget,
         **arguments,
     )
+
+
+def quieten(trainer: PreferenceTrainer, recipe: Recipe) -> None:
+    """Our own progress in place of transformers' and its printed logs."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    with_bar = not recipe.train.disable_tqdm and sys.stderr.isatty()
+    trainer.add_callback(ProgressBar() if with_bar else ProgressLines())
 
 
 def train_policy(
@@ -171,7 +188,7 @@ def train_policy(
     state.wait_for_everyone()
     trainer = PreferenceTrainer(
         model,
-        args=training_arguments(recipe, run, allow_change),
+        args=training_arguments(recipe, run.checkpoints, allow_change),
         train_dataset=train,
         eval_dataset=held_out if recipe.train.eval_strategy != "no" else None,
         processing_class=tokenizer,
@@ -183,10 +200,7 @@ def train_policy(
             if role in recipe.objective.needs
         },
     )
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    with_bar = not recipe.train.disable_tqdm and sys.stderr.isatty()
-    trainer.add_callback(ProgressBar() if with_bar else ProgressLines())
+    quieten(trainer, recipe)
     trainer.train(resume_from_checkpoint=True)
     if trainer.stopped_by is not None:
         raise Interrupted(

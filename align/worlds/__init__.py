@@ -1,7 +1,7 @@
 """Built-in tasks that need no network: for the quick start, the tests and the documentation.
 
-A recipe names one as `world:sums` (model and pairs, with an exact judge) or `world:bytes` (a random
-model that reads any text).
+A recipe names one as `world:sums` (model and pairs, with an exact judge), `world:styles` (remarks
+that are liked in a circle) or `world:bytes` (a random model that reads any text).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import Protocol
 
 from align.errors import RecipeError
 from align.worlds.bytes import Bytes
+from align.worlds.styles import Styles
 from align.worlds.sums import Sums
 
 PREFIX = "world:"
-WORLDS = {"sums": Sums, "bytes": Bytes}
+WORLDS = {"sums": Sums, "styles": Styles, "bytes": Bytes}
 
 
 class World(Protocol):
@@ -28,7 +29,7 @@ class World(Protocol):
         ...
 
 
-def world(name: str) -> Sums | Bytes:
+def world(name: str) -> Sums | Styles | Bytes:
     """The world called `name`, with or without the recipe's prefix `world:`.
 
     Raises:
@@ -40,21 +41,36 @@ def world(name: str) -> Sums | Bytes:
         hint = f" Did you mean {PREFIX}{near[0]}?" if near else ""
         raise RecipeError(
             f"There is no built-in world {name!r}; there are "
-            f"{' and '.join(PREFIX + known for known in WORLDS)}.{hint}"
+            f"{', '.join(PREFIX + known for known in WORLDS)}.{hint}"
         )
     return WORLDS[bare]()
 
 
-def judged_world(name: str) -> Sums:
-    """The world called `name`, which must have a judge: pairs can be sampled and tasks measured.
+def game_or_task(name: str) -> Sums | Styles:
+    """The world called `name`, which must have prompts and a judge.
 
     Raises:
-        RecipeError: there is no such world, or it has no judge.
+        RecipeError: there is no such world, or it has none.
+    """
+    found = world(name)
+    if isinstance(found, Bytes):
+        raise RecipeError(
+            f"The world {PREFIX}{found.name} has no prompts and no judge: take {PREFIX}sums or "
+            f"{PREFIX}styles, or give the rows as a file."
+        )
+    return found
+
+
+def judged_world(name: str) -> Sums:
+    """The world called `name`, which must have a judge of right and wrong.
+
+    Raises:
+        RecipeError: there is no such world, or it has no such judge.
     """
     found = world(name)
     if not isinstance(found, Sums):
         raise RecipeError(
-            f"The world {PREFIX}{found.name} has no judge, so it can neither give pairs nor be "
-            f"measured: take {PREFIX}sums, or give the pairs as a file."
+            f"The world {PREFIX}{found.name} has no judge of right and wrong, so it can neither "
+            f"give pairs nor be measured here: take {PREFIX}sums, or give the pairs as a file."
         )
     return found

@@ -319,7 +319,7 @@ PROVOKED: dict[str, tuple[str | dict[str, Any], str, list[str]]] = {
     "required key missing": (
         {**BASE, "data": {"split": "x"}},
         "",
-        ["r.yaml:5: data.pairs: is missing; write text"],
+        ["r.yaml:5: data.pairs: is missing; write a file, a folder, a Hub id or world:sums"],
     ),
     "section mistyped": ({**BASE, "modle": {}}, "", ["modle: no such key; did you mean `model`?"]),
     "key at the root": (
@@ -345,7 +345,11 @@ PROVOKED: dict[str, tuple[str | dict[str, Any], str, list[str]]] = {
     "beta in train": (base("train", beta=0.1), "", ["train.beta:", "write `beta` under objective"]),
     "warmup_ratio": (base("train", warmup_ratio=0.1), "", ["write `warmup_steps: 0.1`"]),
     "a secret": (base("train", hub_token="x"), "", ["secrets do not stand in recipes"]),
-    "a loop": ({**BASE, "rounds": 3}, "", ["rounds: not a key of a recipe", "one recipe trains"]),
+    "a round's policy outside a loop": (
+        {**BASE, "roles": {"reference": "start", "anchor": "ema:0.9"}},
+        "",
+        ["roles.anchor: `ema:0.9` is a policy of a loop, and this recipe has no rounds"],
+    ),
     "choice mistyped": (
         base("train", lr_scheduler_type="cosin"),
         "",
@@ -629,12 +633,12 @@ def test_trl_takes_the_arguments(folder: Path) -> None:
 
 def test_built_in_names_are_those_of_the_worlds() -> None:
     from align.errors import AlignError
-    from align.worlds import WORLDS, judged_world
+    from align.worlds import WORLDS, game_or_task
 
     judged: list[str] = []
     for name in WORLDS:
         try:
-            judged_world(name)
+            game_or_task(name)
         except AlignError:
             continue
         judged.append(name)
@@ -679,3 +683,103 @@ def test_every_key_is_explained() -> None:
                 first = explain(key).splitlines()[0]
                 assert len(first.partition(": ")[2]) > 8, key
                 assert ": see `" not in first, key
+
+
+LOOP = {
+    "model": {"model_name_or_path": "world:sums"},
+    "prompts": {"source": "world:sums", "per_round": 64},
+    "objective": {"name": "inpo", "eta": 10.0, "tau": 0.5},
+    "roles": {"reference": "start", "previous": "round_start"},
+    "evaluate": {"suite": ["sums"]},
+    "rounds": 3,
+    "each_round": [
+        {"run": "generate", "samples": 4},
+        {"run": "judge", "by": "world"},
+        {"run": "select", "rule": "random_pair"},
+        {"run": "train"},
+    ],
+}
+
+
+def loop(**changes: object) -> dict:
+    return {key: value for key, value in {**LOOP, **changes}.items() if value is not None}
+
+
+def test_a_loop_is_read_and_written_back(folder: Path) -> None:
+    recipe = load(folder, LOOP, "each_round.0.samples=8", "each_round.2.pairs=2")
+    assert recipe.is_loop
+    assert [stage.run for stage in recipe.each_round] == ["generate", "judge", "select", "train"]
+    assert recipe.each_round[0].samples == 8
+    assert recipe.each_round[2].selection() == {"rule": "random_pair", "pairs": 2}
+    written = folder / "written.yaml"
+    written.write_text(resolved_yaml(recipe))
+    assert load_recipe(written) == recipe
+
+
+LOOP_FAULTS = {
+    "no prompts": (loop(prompts=None), "prompts: is missing; a loop asks its policy"),
+    "no training": (loop(each_round=LOOP["each_round"][:3]), "each_round: no stage trains"),
+    "twice": (
+        loop(each_round=[*LOOP["each_round"], {"run": "train"}]),
+        "each_round: train stands 2 times",
+    ),
+    "pairs of its own": (
+        loop(data={"pairs": "rows.jsonl"}),
+        "data.pairs: a loop makes its own pairs",
+    ),
+    "no rounds": (loop(rounds=0), "rounds: found 0; write an integer >= 1"),
+    "rounds as text": (loop(rounds="three"), "rounds: found three; write an integer >= 1"),
+    "no such stage": (
+        loop(each_round=[{"run": "trian"}]),
+        "each_round.0.run: no stage trian; did you mean `train`?",
+    ),
+    "no stage at all": (loop(each_round=["train"]), "each_round.0: is no stage"),
+    "not a list": (loop(each_round={"run": "train"}), "each_round: found"),
+    "a stage's key mistyped": (
+        loop(each_round=[{"run": "generate", "sample": 4}, {"run": "train"}]),
+        "each_round.0.sample: no such key; did you mean",
+    ),
+    "a stage's value out of range": (
+        loop(each_round=[{"run": "generate", "samples": 0}, {"run": "train"}]),
+        "each_round.0.samples: found 0, expected an integer >= 1",
+    ),
+    "a judge without its model": (
+        loop(each_round=[{"run": "judge", "by": "reward_model"}, {"run": "train"}]),
+        "each_round.0.path: is missing; `by: reward_model` needs it",
+    ),
+    "a rule without the key": (
+        loop(each_round=[{"run": "select", "rule": "tournament", "pairs": 2}, {"run": "train"}]),
+        "each_round.0.pairs: tournament does not read it (only random_pair)",
+    ),
+    "another world": (
+        loop(prompts={"source": "world:styles"}),
+        "prompts.source: world:styles is asked of its own model",
+    ),
+    "an average that is none": (
+        loop(
+            objective={"name": "nash_mp", "beta": 0.1, "eta": 1.0},
+            roles={"reference": "start", "anchor": "ema:1.5"},
+        ),
+        "roles.anchor: found 'ema:1.5'; write a decay between 0 and 1",
+    ),
+    "an average of adapters": (
+        loop(
+            model={"model_name_or_path": "world:sums", "use_peft": True},
+            objective={"name": "nash_mp", "beta": 0.1, "eta": 1.0},
+            roles={"reference": "start", "anchor": "ema:0.9"},
+        ),
+        "roles.anchor: the mean of two adapters is not the adapter of the mean",
+    ),
+    "an average as reference": (
+        loop(roles={"reference": "ema:0.9", "previous": "round_start"}),
+        "roles.reference: only the anchor may be an average",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", LOOP_FAULTS)
+def test_what_is_wrong_with_a_loop_is_said_where_it_stands(folder: Path, fault: str) -> None:
+    node, expected = LOOP_FAULTS[fault]
+    with pytest.raises(RecipeError) as raised:
+        load(folder, node)
+    assert expected in str(raised.value)

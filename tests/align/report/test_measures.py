@@ -78,6 +78,10 @@ def test_the_names_are_those_of_metrics_json():
     assert {measure.key for measure in MEASURES} == {
         "sums/greedy_accuracy",
         "sums/sampled_accuracy",
+        "styles/exploitability",
+        "styles/win_rate",
+        "styles/well_formed",
+        "styles/kl_to_reference",
         "preference/chosen_logps",
         "preference/rejected_logps",
         "preference/margin",

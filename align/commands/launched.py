@@ -1,0 +1,52 @@
+# pyright: basic
+"""A round's training in a process that `accelerate launch` started; `order.json` says what."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from align.commands import load_tokenizer
+from align.commands.policies import load_round_policy, save_policy, unpatched
+from align.commands.stages import Workshop, read_lines
+from align.commands.training import train_on
+from align.errors import AlignError
+from align.recipe import load_recipe
+from align.records import PreferencePair
+
+
+def main(path: str) -> int:
+    """Trains; the main process writes the policy and what the ledger is to say."""
+    order = json.loads(Path(path).read_text())
+    recipe = load_recipe(order["recipe"])
+    state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
+    workshop = Workshop(recipe, order["start"], load_tokenizer(recipe.model, order["start"]))
+    model = load_round_policy(recipe, Path(order["policy"]), order["start"], trainable=True)
+    pairs = [PreferencePair.model_validate(row) for row in read_lines(Path(order["pairs"]))]
+    scratch = Path(order["scratch"])
+    trainer, about = train_on(
+        recipe, workshop, model, pairs, order["roles"], order["seed"], scratch
+    )
+    if state.is_main_process:
+        save_policy(
+            unpatched(trainer.accelerator.unwrap_model(trainer.model)),
+            workshop.tokenizer,
+            Path(order["out"]),
+        )
+        (scratch / "about.json").write_text(json.dumps(about, allow_nan=False))
+    state.wait_for_everyone()
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        sys.exit(main(sys.argv[1]))
+    except AlignError as error:
+        logging.getLogger("align").error("%s", error)
+        sys.exit(error.exit_code)

@@ -1,0 +1,96 @@
+# pyright: basic
+"""Policies of a loop: whole models or adapters, loaded from an artefact or still in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from align.loops.stage import StageContext
+from align.recipe import Recipe
+from align.trainers.quantization import keep_gradients_on_cpu
+from align.trainers.run import load_policy
+
+
+def load_round_policy(recipe: Recipe, folder: Path, start: str, *, trainable: bool) -> Any:
+    """The policy in an artefact's folder: a whole model, or an adapter on the start policy.
+
+    Args:
+        recipe: its `model` section says how weights are loaded.
+        folder: of the artefact.
+        start: folder or hub id of the policy that the loop began with.
+        trainable: whether an adapter is loaded to be trained on.
+    """
+    device = PartialState().device
+    if not (folder / "adapter_config.json").is_file():
+        source = start if str(folder) == start else str(folder)
+        model: Any = load_policy(recipe.model, source)
+        keep_gradients_on_cpu(model)
+        return model if _is_placed(model) else model.to(device)
+    from peft import PeftModel
+
+    base: Any = load_policy(recipe.model, start)
+    keep_gradients_on_cpu(base)
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    return model if _is_placed(base) else model.to(device)
+
+
+def _is_placed(model: Any) -> bool:
+    # Quantised weights cannot be moved.
+    return getattr(model, "hf_device_map", None) is not None
+
+
+@contextlib.contextmanager
+def borrowed_policy(context: StageContext, recipe: Recipe, start: str) -> Iterator[Any]:
+    """The newest policy, from memory where it is there; given back unchanged afterwards."""
+    model = context.take("policy")
+    if model is None:
+        model = load_round_policy(recipe, context.input("policy"), start, trainable=True)
+    yield model
+    context.put_back("policy", model)
+
+
+def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Weights (an adapter's alone where there is one), tokenizer, and how to sample from it."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if not (folder / "adapter_config.json").is_file():
+        # `transformers serve` heeds a request's temperature only where this is set.
+        config = GenerationConfig.from_pretrained(folder)
+        if not config.do_sample:
+            config.do_sample = True
+            config.save_pretrained(folder)
+    else:
+        _fix_order(folder / "adapter_config.json")
+
+
+def _fix_order(path: Path) -> None:
+    """Sorts the lists of words: peft writes sets, whose order differs between processes."""
+    config = json.loads(path.read_text())
+    for name, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[name] = sorted(value)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def unpatched(model: Any) -> Any:
+    """The model with the forward pass of its class, as it was before a trainer wrapped it."""
+    for module in (model, model.get_base_model() if hasattr(model, "peft_config") else model):
+        for name in ("forward", "_original_forward"):
+            module.__dict__.pop(name, None)
+    return model.eval()
+
+
+def update_average(average: Any, newest: Any, decay: float) -> None:
+    """`average` <- decay * average + (1 - decay) * newest, in the average's own type."""
+    theirs = dict(newest.named_parameters())
+    with torch.no_grad():
+        for name, parameter in average.named_parameters():
+            parameter.lerp_(theirs[name].to(parameter), 1 - decay)

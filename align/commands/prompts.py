@@ -1,0 +1,88 @@
+"""The prompts of each round: of a built-in world, or of rows that are read once."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from align.recipe import Prompts
+from align.records import Message, Prompt, RowPolicy
+
+# Of a world, which has as many as one likes.
+WORLD_ROUND = 256
+
+
+@dataclass
+class PromptSource:
+    """Which prompts a round asks; the same for the same recipe, whatever the number of rounds.
+
+    Attributes:
+        section: of the recipe.
+        policy: what to do with rows that cannot be used.
+    """
+
+    section: Prompts
+    policy: RowPolicy
+    _rows: list[Prompt] | None = field(default=None, init=False)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the prompts depend on: settings, and the content of the rows."""
+        settings = self.section.model_dump(mode="json")
+        if self.section.source.startswith("world:"):
+            return settings
+        from align.reference import digest
+
+        return settings | {"rows": digest(prompt.id for prompt in self._all())}
+
+    def of_round(self, number: int) -> list[Prompt]:
+        """The prompts of a round, from 1 on."""
+        if self.section.source.startswith("world:"):
+            return _of_world(self.section, number)
+        rows = self._all()
+        wanted = self.section.per_round
+        if wanted is None or wanted >= len(rows):
+            return rows
+        # Epochs over the rows, each in an order of its own, cut into rounds.
+        first = (number - 1) * wanted
+        found: list[Prompt] = []
+        while len(found) < wanted:
+            epoch, place = divmod(first + len(found), len(rows))
+            order = list(rows)
+            random.Random(f"prompts/{self.section.seed}/{epoch}").shuffle(order)
+            found += order[place : place + wanted - len(found)]
+        return found
+
+    def _all(self) -> list[Prompt]:
+        if self._rows is None:
+            from data_pipelines.prompts import read_prompts
+
+            section = self.section
+            self._rows, _ = read_prompts(
+                section.source,
+                split=section.split,
+                revision=section.revision,
+                policy=self.policy,
+            )
+        return self._rows
+
+
+def _of_world(section: Prompts, number: int) -> list[Prompt]:
+    from align.worlds import game_or_task, sums
+    from align.worlds.styles import Styles
+
+    world = game_or_task(section.source)
+    wanted = section.per_round or WORLD_ROUND
+    seed = section.seed * 10_000 + number
+    if isinstance(world, Styles):
+        return world.prompts("train", min(wanted, len(world.topics("train", seed=0))), seed=seed)
+    return [
+        Prompt(
+            prompt=(Message(role="user", content=sums.prompt_of(operands)),),
+            group_id=sums.prompt_of(operands),
+            source=f"world:sums/train/seed-{seed}",
+            row=row,
+        )
+        for row, operands in enumerate(world.problems("train", wanted, seed=seed), start=1)
+    ]

@@ -1,0 +1,343 @@
+# pyright: basic
+"""The stages that a recipe can list, as the loop's engine runs them.
+
+generate   policy            -> completions
+judge      completions       -> judged
+select     judged            -> pairs
+train      pairs, policy     -> policy (and anchor, where it is an average)
+evaluate   policy            -> metrics
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from align.commands.judging import ask_for, build_judge, judge_prompts
+from align.commands.policies import borrowed_policy, load_round_policy
+from align.commands.prompts import PromptSource
+from align.commands.training import RoundTraining
+from align.errors import DataError
+from align.loops.stage import Stage, StageContext
+from align.policies.base import Failed, Sampling
+from align.recipe import Recipe
+from align.recipe.stages import EvaluateRound, Generate, Judge, Select, TrainRound
+from align.records import Completion, JudgedPrompt, PreferencePair
+
+logger = logging.getLogger("align")
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What all stages of a loop work with.
+
+    Attributes:
+        recipe: the loop's.
+        start: folder or hub id of the policy that the loop begins with.
+        tokenizer: of all its policies.
+    """
+
+    recipe: Recipe
+    start: str
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """How weights are loaded, which moves numbers."""
+        return self.recipe.model.model_dump(mode="json")
+
+
+def stages_of(workshop: Workshop) -> list[Stage]:
+    """The recipe's `each_round`, ready to run."""
+    nodes = workshop.recipe.each_round
+    chosen = next((node for node in nodes if isinstance(node, Select)), None)
+    stages: list[Stage] = []
+    for node in nodes:
+        match node:
+            case Generate():
+                stages.append(GenerateStage(workshop, node))
+            case Judge():
+                stages.append(JudgeStage(workshop, node, chosen))
+            case Select():
+                stages.append(SelectStage(node))
+            case TrainRound():
+                stages.append(TrainStage(workshop, RoundTraining(workshop.recipe), node))
+            case EvaluateRound():
+                stages.append(EvaluateStage(workshop))
+    return stages
+
+
+@dataclass
+class GenerateStage:
+    """The policy answers the round's prompts."""
+
+    workshop: Workshop
+    node: Generate
+    name: str = field(default="generate", init=False)
+    version: int = field(default=1, init=False)
+    writes: tuple[str, ...] = field(default=("completions",), init=False)
+
+    def __post_init__(self) -> None:
+        recipe = self.workshop.recipe
+        assert recipe.prompts is not None
+        self.prompts = PromptSource(recipe.prompts, recipe.data)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The policy, unless another one behind a server answers."""
+        return ("policy",) if self.node.server is None else ()
+
+    def settings(self) -> Mapping[str, Any]:
+        """The node, the prompts, and how the policy's weights are loaded."""
+        without = {"run", "batch_rows", "server"}
+        node = self.node.model_dump(mode="json", exclude=without)
+        server = self.node.server
+        if server is not None:
+            node["server"] = [server.base_url, server.model, server.revision]
+        return node | {"prompts": self.prompts.identity, "model": self.workshop.model_settings}
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Writes one line per prompt."""
+        node = self.node
+        prompts = self.prompts.of_round(context.round)
+        sampling = Sampling(
+            max_new_tokens=node.max_new_tokens,
+            temperature=node.temperature,
+            top_p=node.top_p,
+            top_k=node.top_k,
+            stop=node.stop,
+        )
+        with self._policy(context) as policy:
+            answers = policy.generate(prompts, node.samples, sampling, context.seed)
+            sampler = policy.identity
+        failures = Counter(a.reason for of in answers for a in of if isinstance(a, Failed))
+        written = sum(isinstance(a, Completion) for of in answers for a in of)
+        if not written:
+            raise DataError(
+                f"Round {context.round}: none of {len(prompts) * node.samples} completions can be "
+                f"used ({_counted(failures)}). Raise max_new_tokens in the generate stage, or look "
+                "at the prompts."
+            )
+        lines = [
+            {
+                **prompt.model_dump(mode="json"),
+                "sampler": sampler,
+                "completions": [_text(a) for a in of if isinstance(a, Completion)],
+                "failures": [
+                    f"sample {a.sample}: {a.reason} ({a.detail})"
+                    for a in of
+                    if isinstance(a, Failed)
+                ],
+            }
+            for prompt, of in zip(prompts, answers, strict=True)
+        ]
+        write_lines(context.output("completions"), lines)
+        return {
+            "prompts": len(prompts),
+            "completions": written,
+            "failed": dict(sorted(failures.items())),
+            "policy": sampler,
+        }
+
+    def _policy(self, context: StageContext) -> Any:
+        from align.commands.engines import generating_policy
+
+        return generating_policy(self.workshop, self.node, context)
+
+
+@dataclass
+class JudgeStage:
+    """A judge scores the completions or compares them."""
+
+    workshop: Workshop
+    node: Judge
+    select: Select | None
+    name: str = field(default="judge", init=False)
+    version: int = field(default=1, init=False)
+    reads: tuple[str, ...] = field(default=("completions",), init=False)
+    writes: tuple[str, ...] = field(default=("judged",), init=False)
+
+    def settings(self) -> Mapping[str, Any]:
+        """The node, with the content of what it names; and which comparisons are asked."""
+        node = self.node.model_dump(mode="json", exclude={"run", "max_failed", "server"})
+        server = self.node.server
+        if server is not None:
+            node["server"] = [server.base_url, server.model, server.revision]
+        if self.node.path is not None:
+            node["content"] = content_digest(self.node.path)
+        drawn = self.select.selection() if self.select is not None else None
+        asked = ask_for(self.node, self.select)
+        return node | {"ask": asked, "rule": drawn if asked == "random_pair" else None}
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Writes one `JudgedPrompt` per line."""
+        lines = list(read_lines(context.input("completions")))
+        with build_judge(self.node, self.workshop, context.loop) as judge:
+            judged = judge_prompts(judge, self.node, self.select, lines, context.round)
+        failed = [failure for row in judged for failure in row.failures]
+        asked = sum(row.calls for row in judged)
+        lost = sum(1 for row in judged for f in row.failures if not f.startswith("sample "))
+        if asked and lost > self.node.max_failed * asked:
+            raise DataError(
+                f"Round {context.round}: {lost} of {asked} judgements failed, more than "
+                f"max_failed {self.node.max_failed:g}; the first: {failed[0]}. Answers that came "
+                "are kept, so running the same command again asks only for the others."
+            )
+        write_lines(context.output("judged"), [row.model_dump(mode="json") for row in judged])
+        return {
+            "prompts": len(judged),
+            "calls": asked,
+            "failed": lost,
+            "judge": judged[0].judge if judged else None,
+        }
+
+
+@dataclass
+class SelectStage:
+    """Pairs are made of the judged completions."""
+
+    node: Select
+    name: str = field(default="select", init=False)
+    version: int = field(default=1, init=False)
+    reads: tuple[str, ...] = field(default=("judged",), init=False)
+    writes: tuple[str, ...] = field(default=("pairs",), init=False)
+
+    def settings(self) -> Mapping[str, Any]:
+        """The rule."""
+        return self.node.selection()
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Writes one `PreferencePair` per line, and the count of the others."""
+        from pydantic import TypeAdapter
+
+        from data_pipelines.select import SelectRule, select
+
+        rule: Any = TypeAdapter(SelectRule).validate_python(self.node.selection())
+        judged = [JudgedPrompt.model_validate(row) for row in read_lines(context.input("judged"))]
+        pairs, report = select(judged, rule)
+        counts = report.to_json()
+        about = {key: counts[key] for key in ("read", "kept", "dropped")}
+        if not pairs:
+            raise DataError(
+                f"Round {context.round}: the rule {self.node.rule} makes no pair of "
+                f"{len(judged)} prompts ({_counted(report.dropped)}). Sample more completions, or "
+                "take a rule that keeps more."
+            )
+        report.check(self.node.max_dropped)
+        write_lines(
+            context.output("pairs"), [p.model_dump(mode="json", exclude_none=True) for p in pairs]
+        )
+        return about
+
+
+@dataclass
+class TrainStage:
+    """The policy learns from the round's pairs."""
+
+    workshop: Workshop
+    training: RoundTraining
+    node: TrainRound
+    name: str = field(default="train", init=False)
+    version: int = field(default=1, init=False)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Pairs, the policy, and the policies behind the objective's roles."""
+        return ("pairs", "policy", *self.training.reads)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The next policy; the average where the anchor is one."""
+        return ("policy", "anchor") if self.training.decay is not None else ("policy",)
+
+    def settings(self) -> Mapping[str, Any]:
+        """Objective, roles, training, and how rows become tokens."""
+        return self.training.settings() | {"launch": self.node.launch}
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Trains on from the newest policy."""
+        pairs = [PreferencePair.model_validate(row) for row in read_lines(context.input("pairs"))]
+        if self.node.launch is not None:
+            return self.training.launched(context, self.workshop, self.node.launch)
+        return self.training.in_process(context, self.workshop, pairs)
+
+
+@dataclass
+class EvaluateStage:
+    """The policy is measured."""
+
+    workshop: Workshop
+    name: str = field(default="evaluate", init=False)
+    version: int = field(default=1, init=False)
+    reads: tuple[str, ...] = field(default=("policy",), init=False)
+    writes: tuple[str, ...] = field(default=("metrics",), init=False)
+
+    def settings(self) -> Mapping[str, Any]:
+        """What is measured, and how weights are loaded."""
+        recipe = self.workshop.recipe
+        found = recipe.evaluate.model_dump(mode="json") | {"model": self.workshop.model_settings}
+        if recipe.data.eval_pairs is not None:
+            found["rows"] = content_digest(recipe.data.eval_pairs)
+        return found
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Writes the measurements of the suite."""
+        with borrowed_policy(context, self.workshop.recipe, self.workshop.start) as policy:
+            found = measured(self.workshop, policy)
+        text = json.dumps(found, indent=1, sort_keys=True, allow_nan=False)
+        (context.output("metrics") / "metrics.json").write_text(text + "\n")
+        return {name: value["value"] for name, value in found.items()}
+
+
+def measured(workshop: Workshop, policy: Any | None) -> dict[str, Any]:
+    """The recipe's suite on a policy, against the loop's start; None measures the start itself."""
+    from align.commands import held_out_rows, measure
+
+    recipe = workshop.recipe
+    start = load_round_policy(recipe, Path(workshop.start), workshop.start, trainable=False)
+    rows = held_out_rows(recipe, workshop.tokenizer)
+    return measure(recipe, policy or start, start, workshop.tokenizer, rows)
+
+
+def write_lines(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One JSON object per line, always in the same spelling."""
+    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows]
+    (folder / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """What `write_lines` wrote."""
+    with (folder / "rows.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def content_digest(path: str) -> str:
+    """Sha256 over the files at a local path; a hub id is its own name."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        return path
+    h = hashlib.sha256()
+    files = sorted(f for f in found.rglob("*") if f.is_file()) if found.is_dir() else [found]
+    for file in files:
+        h.update(str(file.relative_to(found)).encode() + b"\0")
+        with file.open("rb") as stream:
+            h.update(hashlib.file_digest(stream, "sha256").digest())
+    return h.hexdigest()
+
+
+def _text(completion: Completion) -> str:
+    written = completion.completion
+    return written if isinstance(written, str) else written[-1].content
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items())) or "no reason given"

@@ -1,0 +1,266 @@
+# pyright: basic
+"""One round's training: which policy stands behind which role, in process or launched."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.commands.policies import (
+    load_round_policy,
+    save_policy,
+    unpatched,
+    update_average,
+)
+from align.errors import (
+    AlignError,
+    DataError,
+    Interrupted,
+    MachineError,
+    NumericalError,
+    RecipeError,
+)
+from align.loops.stage import StageContext
+from align.recipe import Recipe
+from align.recipe.sections import ema_decay
+from align.records import PreferencePair, RowReport
+from align.reference import START
+
+if TYPE_CHECKING:
+    from align.commands.stages import Workshop
+
+# Role's source in a recipe -> what a stage reads for it. `round_start` is the policy itself before
+# it is trained, which needs no second copy.
+READ_FOR = {"start": "policy@start", "previous_round": "policy@previous_round"}
+ANCHOR = "anchor"
+# What of the trainer's log goes into the ledger: nothing that a clock moves.
+SAID = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "num_tokens")
+
+
+@dataclass(frozen=True)
+class RoundTraining:
+    """How a loop's recipe trains in each round."""
+
+    recipe: Recipe
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """The roles that the objective reads, with their sources."""
+        needs = self.recipe.objective.needs
+        return {role: s for role, s in self.recipe.roles.given.items() if role in needs}
+
+    @property
+    def decay(self) -> float | None:
+        """Of the average behind `anchor`, where it is one."""
+        return ema_decay(self.roles.get(ANCHOR, ""))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Artefacts behind the roles."""
+        found = [READ_FOR[s] for s in self.roles.values() if s in READ_FOR]
+        return (*dict.fromkeys(found), *((ANCHOR,) if self.decay is not None else ()))
+
+    def settings(self) -> dict[str, Any]:
+        """What moves the result, besides the artefacts."""
+        from align.commands.stages import content_digest
+
+        recipe = self.recipe
+        outside = [
+            s
+            for s in self.roles.values()
+            if s not in (*READ_FOR, "round_start") and ema_decay(s) is None
+        ]
+        rows = ("max_length", "on_too_long", "min_completion_tokens", "on_control_tokens")
+        return {
+            "objective": recipe.objective.model_dump(mode="json"),
+            "roles": self.roles,
+            "policies": {source: content_digest(source) for source in outside},
+            "model": recipe.model.model_dump(mode="json"),
+            "train": recipe.train.model_dump(mode="json"),
+            "rows": {name: getattr(recipe.data, name) for name in rows},
+        }
+
+    def in_process(
+        self, context: StageContext, workshop: Workshop, pairs: Sequence[PreferencePair]
+    ) -> Mapping[str, Any]:
+        """Trains the newest policy and leaves it in memory for the stages that follow."""
+        model = context.take("policy")
+        if model is None:
+            model = load_round_policy(
+                self.recipe, context.input("policy"), workshop.start, trainable=True
+            )
+        roles = self._sources(context, workshop)
+        trainer, about = train_on(
+            self.recipe, workshop, model, pairs, roles, context.seed, context.scratch
+        )
+        model = unpatched(trainer.model)
+        save_policy(model, workshop.tokenizer, context.output("policy"))
+        if self.decay is not None:
+            self._move_anchor(context, workshop, model, self.decay)
+        context.keep("policy", model)
+        return about
+
+    def launched(self, context: StageContext, workshop: Workshop, config: str) -> Mapping[str, Any]:
+        """Trains in processes of its own, as `accelerate launch` starts them.
+
+        Raises:
+            Interrupted: a signal ended training; the same command goes on from its checkpoint.
+            AlignError: training failed; its own message is above.
+        """
+        if not Path(config).is_file():
+            raise RecipeError(
+                f"each_round: the train stage is launched by {config}, which is no file (looked "
+                f"from {Path.cwd()}). Name a config of `accelerate launch`."
+            )
+        # The other processes need the memory that the policy takes here.
+        context.take("policy")
+        from align.recipe import resolved_yaml
+
+        order = context.scratch / "order.json"
+        recipe = context.scratch / "recipe.yaml"
+        recipe.write_text(resolved_yaml(self.recipe), encoding="utf-8")
+        order.write_text(
+            json.dumps(
+                {
+                    "recipe": str(recipe),
+                    "start": workshop.start,
+                    "policy": str(context.input("policy")),
+                    "pairs": str(context.input("pairs")),
+                    "roles": self._sources(context, workshop),
+                    "seed": context.seed,
+                    "scratch": str(context.scratch),
+                    "out": str(context.output("policy")),
+                }
+            )
+        )
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+        command += ["-m", "align.commands.launched", str(order)]
+        _run(command)
+        if self.decay is not None:
+            newest = load_round_policy(
+                self.recipe, context.output("policy"), workshop.start, trainable=False
+            )
+            self._move_anchor(context, workshop, newest, self.decay)
+        return json.loads((context.scratch / "about.json").read_text())
+
+    def _sources(self, context: StageContext, workshop: Workshop) -> dict[str, str]:
+        """Role -> what the trainer is given for it."""
+        found: dict[str, str] = {}
+        now = context.inputs["policy"]
+        for role, source in self.roles.items():
+            if source == "round_start":
+                found[role] = START
+            elif (read := READ_FOR.get(source)) is not None:
+                artefact = context.inputs[read]
+                is_start = str(artefact.path) == workshop.start
+                at = start_source(self.recipe, workshop.start) if is_start else str(artefact.path)
+                found[role] = START if artefact.key == now.key else at
+            elif self.decay is not None and role == ANCHOR:
+                anchor = context.inputs[ANCHOR]
+                given = anchor.round == 0
+                found[role] = START if given and now.round == 0 else str(anchor.path)
+            else:
+                found[role] = source
+        return found
+
+    def _move_anchor(
+        self, context: StageContext, workshop: Workshop, newest: Any, decay: float
+    ) -> None:
+        average = load_round_policy(
+            self.recipe, context.input(ANCHOR), workshop.start, trainable=False
+        )
+        update_average(average, newest, decay)
+        save_policy(average, workshop.tokenizer, context.output(ANCHOR))
+
+
+def start_source(recipe: Recipe, start: str) -> str:
+    """The loop's start as a role's source: a folder, or `id@revision`."""
+    return start if Path(start).is_dir() else f"{start}@{recipe.model.model_revision}"
+
+
+def train_on(
+    recipe: Recipe,
+    workshop: Workshop,
+    model: Any,
+    pairs: Sequence[PreferencePair],
+    roles: Mapping[str, str],
+    seed: int,
+    scratch: Path,
+) -> tuple[Any, dict[str, Any]]:
+    """Trains `model` on the pairs of a round; a killed call goes on from its checkpoint.
+
+    Returns:
+        The finished trainer, and what the ledger is to say.
+
+    Raises:
+        Interrupted: a signal ended training.
+    """
+    from align.tokens import encode_pairs, to_dataset
+    from align.trainers.preference import PreferenceTrainer
+    from align.trainers.run import adapter_of, quieten, training_arguments
+
+    report = RowReport()
+    for _ in pairs:
+        report.keep()
+    rows = encode_pairs(pairs, workshop.tokenizer, recipe.data, report)
+    is_adapter = hasattr(model, "peft_config")
+    trainer = PreferenceTrainer(
+        model,
+        args=training_arguments(recipe, scratch / "checkpoints", (), seed=seed),
+        train_dataset=to_dataset(rows),
+        processing_class=workshop.tokenizer,
+        peft_config=None if is_adapter else adapter_of(recipe.model),
+        objective=recipe.objective,
+        roles=roles,
+    )
+    quieten(trainer, recipe)
+    trainer.train(resume_from_checkpoint=True)
+    if trainer.stopped_by is not None:
+        raise Interrupted(
+            f"Stopped by {trainer.stopped_by} at step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps} of this round; a checkpoint is kept. Run the same command "
+            "again to go on."
+        )
+    last = next((row for row in reversed(trainer.state.log_history) if "loss" in row), {})
+    about = {
+        "pairs": len(rows),
+        "dropped": dict(sorted(report.dropped.items())),
+        "steps": trainer.state.global_step,
+        "roles": {role: who.to_json() for role, who in trainer.identities.items()},
+        "forward": trainer.backend.backend.name,
+        **{name: last[name] for name in SAID if name in last},
+    }
+    return trainer, about
+
+
+def _run(command: Sequence[str]) -> None:
+    """Runs a command that talks for itself, and turns its exit code into our error."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path[:1], *_paths()])}
+    child = subprocess.Popen(command, env=environment)
+    try:
+        code = child.wait()
+    except BaseException:
+        child.send_signal(signal.SIGTERM)
+        child.wait()
+        raise
+    if code == 0:
+        return
+    known: dict[int, type[AlignError]] = {
+        error.exit_code: error
+        for error in (RecipeError, DataError, MachineError, NumericalError, Interrupted)
+    }
+    raise known.get(code, MachineError)(
+        f"The launched training ended with exit code {code}; its own message stands above. Run the "
+        "same command again once that is mended."
+    )
+
+
+def _paths() -> list[str]:
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -1,0 +1,1 @@
+"""What prefers: rule, reward model, pairwise language model, exact table."""

@@ -1,0 +1,138 @@
+"""What a model server is to the library: one request in, one reply or one kind of trouble out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from align.loops.calls import key_of
+from align.records import Text
+
+
+@dataclass(frozen=True)
+class Call:
+    """One question to a model.
+
+    Attributes:
+        prompt: plain text, or the messages of a conversation.
+        parameters: exactly what is sent along; strict JSON.
+        template: version of what the prompt was made with.
+        parser: version of what decides whether an answer is usable.
+        sample: number of the repetition.
+    """
+
+    prompt: Text
+    parameters: Mapping[str, Any]
+    template: str
+    parser: str
+    sample: int = 0
+
+    def key(self, model: str, revision: str) -> str:
+        """The key in the call store."""
+        prompt = (
+            self.prompt
+            if isinstance(self.prompt, str)
+            else [[message.role, message.content] for message in self.prompt]
+        )
+        return key_of(
+            prompt_bytes=json.dumps(prompt, separators=(",", ":")).encode("ascii"),
+            model=model,
+            revision=revision,
+            parameters=self.parameters,
+            template=self.template,
+            parser=self.parser,
+            sample=self.sample,
+        )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered.
+
+    Attributes:
+        text: of the model.
+        finish: why it ended, in the server's word: `stop`, `length`, `content_filter`, ...
+        refusal: the server's own words where it declined.
+        prompt_tokens: as the server counts them.
+        completion_tokens: as the server counts them.
+    """
+
+    text: str
+    finish: str
+    refusal: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A call without a usable answer; nothing of it was stored."""
+
+    reason: str
+    detail: str
+
+
+class Transient(Exception):
+    """No answer this time.
+
+    Args:
+        detail: what happened.
+        is_servers: the server itself is the cause (it cannot be reached, is overloaded, wants fewer
+            requests); else the request may be, as where a server breaks over one prompt.
+        asked_to_wait: seconds that the server asked for.
+    """
+
+    def __init__(
+        self, detail: str, *, is_servers: bool = False, asked_to_wait: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.is_servers = is_servers
+        self.asked_to_wait = asked_to_wait
+
+
+class Rejected(Exception):
+    """The server says that this one request is wrong."""
+
+
+class Caller(Protocol):
+    """Sends one request at a time to one model server."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def revision(self) -> str:
+        """Which weights bear the name now."""
+        ...
+
+    @property
+    def address(self) -> str:
+        """Where the server is; holds no secret."""
+        ...
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """Further parameters that go along with every call to this server."""
+        ...
+
+    def connect(self) -> AbstractAsyncContextManager[Callable[[Call], Awaitable[Reply]]]:
+        """A function that sends one request.
+
+        It raises Transient, Rejected, or a child of AlignError, which stops every call.
+        """
+        ...
+
+
+def no_text(reply: Reply) -> Unanswered | None:
+    """Why a reply holds no text of the model, or None."""
+    if reply.refusal or reply.finish == "content_filter":
+        return Unanswered("refused", f"a refusal (finish_reason {reply.finish})")
+    if not reply.text.strip():
+        return Unanswered("empty", f"an empty answer (finish_reason {reply.finish})")
+    return None

@@ -1,0 +1,82 @@
+"""Prompts of a file, a folder or a Hub data set; the rows of preference data will do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from align.errors import DataError
+from align.records import DroppedRow, Prompt, RowPolicy, RowProblem, RowReport, Text, prompt_id
+from align.row_formats import pairs_from_rows
+from data_pipelines.sources import open_rows
+
+_TEXT: TypeAdapter[Text] = TypeAdapter(Text)
+
+
+def read_prompts(
+    path_or_id: str, *, split: str = "train", revision: str | None = None, policy: RowPolicy
+) -> tuple[list[Prompt], RowReport]:
+    """Every different prompt once, in the order of the rows.
+
+    A row is read for its column `prompt` (a text or messages); a row without one must be a whole
+    preference pair, whose prompt is taken.
+
+    Args:
+        path_or_id: as `data_pipelines.sources.read_pairs` takes it.
+        split: of a Hub data set or a folder of splits.
+        revision: of a Hub data set.
+        policy: what to do with rows that cannot be used.
+
+    Raises:
+        DataError: nothing can be read, or more than `policy.max_dropped` cannot be used.
+    """
+    report = RowReport()
+    prompts: list[Prompt] = []
+    seen: set[str] = set()
+    for source, number, row in open_rows(path_or_id, split, revision):
+        try:
+            text = _prompt_of(source, number, row, policy)
+            if prompt_id(text) in seen:
+                raise RowProblem("equal", "prompt", "an earlier row has the same prompt")
+        except RowProblem as problem:
+            # A prompt that comes twice is no fault of the data: pairs share theirs.
+            if problem.reason == "equal":
+                report.notes["same_prompt"] += 1
+            else:
+                report.drop(DroppedRow.of(problem, source, number))
+            continue
+        seen.add(prompt_id(text))
+        group = row.get("group_id") if isinstance(row, Mapping) else None
+        named = str(group) if group is not None else None
+        prompts.append(Prompt(prompt=text, group_id=named, source=source, row=number))
+        report.keep()
+    report.check(policy.max_dropped)
+    return prompts, report
+
+
+def _prompt_of(
+    source: str, number: int, row: Mapping[str, Any] | RowProblem, policy: RowPolicy
+) -> Text:
+    if isinstance(row, RowProblem):
+        raise row
+    if row.get("prompt") is None:
+        try:
+            pairs, _ = pairs_from_rows([(source, number, row)], source=source, policy=policy)
+        except DataError:
+            detail = "no column prompt, and no preference pair to take one from"
+            raise RowProblem("missing_field", "prompt", detail) from None
+        return pairs[0].prompt
+    value: Any = row["prompt"]
+    try:
+        text = _TEXT.validate_python(tuple(value) if isinstance(value, list) else value)
+    except ValidationError:
+        detail = f"{type(value).__name__}, expected a text or a list of messages"
+        raise RowProblem("wrong_type", "prompt", detail) from None
+    empty = not text.strip() if isinstance(text, str) else not text
+    if empty:
+        raise RowProblem("empty_prompt", "prompt", "it is empty or white space")
+    if not isinstance(text, str) and text[-1].role == "assistant":
+        raise RowProblem("wrong_roles", "prompt", "it ends with an assistant's turn")
+    return text
