@@ -74,18 +74,17 @@ def tree_attention(
         v = _grouped([values[i] for i in seen], groups)
         n, m = q.shape[2], k.shape[2]
         plain = n == m and (sliding_window is None or m <= sliding_window)
-        outputs.append(
-            scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=None if plain else _lower_right(n, m, sliding_window, q.device),
-                is_causal=plain,
-                dropout_p=dropout,
-                scale=scaling,
-            )
+        output = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if plain else _lower_right(tree, n, m, sliding_window, q),
+            is_causal=plain,
+            dropout_p=dropout,
+            scale=scaling,
         )
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, dim=1), None
 
 
 def tree_varlen_attention(
@@ -162,10 +161,22 @@ def _grouped(pieces: list[Tensor], groups: int) -> Tensor:
     return whole if groups == 1 else whole.repeat_interleave(groups, dim=1)
 
 
-def _lower_right(n: int, m: int, window: int | None, device: torch.device) -> Tensor:
-    """[n, m] True where query i may see key j: j <= i + (m - n), less what the window hides."""
-    mask = torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n)
-    return mask if window is None else mask.triu(m - n - window + 1)
+def _lower_right(
+    tree: SegmentedChains, n: int, m: int, window: int | None, query: Tensor
+) -> Tensor:
+    """[n, m] 0 where query i sees key j: j <= i + (m - n), less what the window hides; else -inf.
+
+    Made once for all layers, and as numbers: a mask of truth values would be turned into numbers by
+    every call, which each layer would then keep for its backward pass.
+    """
+    key = (n, m, window, query.dtype, query.device)
+    if key not in tree.masks:
+        seen = torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)
+        if window is not None:
+            seen = seen.triu(m - n - window + 1)
+        mask = torch.zeros(n, m, dtype=query.dtype, device=query.device)
+        tree.masks[key] = mask.masked_fill_(~seen, float("-inf"))
+    return tree.masks[key]
 
 
 _windows: ContextVar[list[int | None] | None] = ContextVar("windows", default=None)

@@ -8,7 +8,8 @@ distance along the path is a distance between positions, so a sliding window is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -70,12 +71,16 @@ class SegmentedChains:
         sizes: lengths of the stretches between all borders of chains and of their ancestors.
         queries: per chain, the stretches that it consists of: [first, last).
         keys: per chain, the stretches of its ancestors, in order.
+        masks: those that attention has made for these chains.
     """
 
     sizes: tuple[int, ...]
     queries: tuple[tuple[int, int], ...]
     keys: tuple[tuple[int, ...], ...]
     implementation: str = "tree"
+    masks: dict[Hashable, Tensor] = field(
+        default_factory=dict[Hashable, Tensor], compare=False, repr=False
+    )
 
     @classmethod
     def of(cls, forest: Forest) -> SegmentedChains:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Logits of one chunk, in elements: 64 MiB in float32.
-CHUNK = 1 << 24
+# Logits of one chunk, in elements: 32 MiB in float32.
+CHUNK = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
