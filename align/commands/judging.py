@@ -18,18 +18,43 @@ from align.records import JudgedPrompt, Message, content_id
 if TYPE_CHECKING:
     from align.commands.stages import Workshop
 
+SUMS = "world:sums"
 
-def ask_for(node: Judge, select: Select | None) -> Ask:
-    """What the judge is asked: the node's word, else what judge and select stage need."""
-    if node.ask is not None:
-        return node.ask
-    if node.by in ("answers", "reward_model"):
-        return "scores"
-    if node.by == "world":
-        return "scores"
-    if select is not None and select.rule in ("tournament", "random_pair"):
-        return select.rule
-    return "all_pairs"
+
+def ask_for(node: Judge, select: Select | None, source: str) -> Ask:
+    """What the judge is asked: the node's word, else what judge and select stage need.
+
+    Args:
+        node: of the judge stage.
+        select: of the select stage, where there is one.
+        source: of the prompts; the judge of a world scores or compares as its world does.
+
+    Raises:
+        RecipeError: the judge cannot answer that, or the select stage cannot use the answer.
+    """
+    rule = None if select is None else select.rule
+    it_scores = node.by in ("answers", "reward_model") or (node.by, source) == ("world", SUMS)
+    if node.ask is None:
+        if it_scores:
+            return "scores"
+        return rule if rule == "tournament" or rule == "random_pair" else "all_pairs"
+    if it_scores != (node.ask == "scores"):
+        does = (
+            "scores each completion; write `ask: scores`"
+            if it_scores
+            else ("compares two completions; write all_pairs, tournament or random_pair")
+        )
+        raise RecipeError(
+            f"each_round: the judge is asked for {node.ask}, and the judge of {source} {does}, or "
+            "leave `ask` out."
+        )
+    if node.ask in ("tournament", "random_pair") and rule != node.ask:
+        raise RecipeError(
+            f"each_round: the judge asks for the comparisons of {node.ask}, and the select stage "
+            f"{f'takes {rule}' if rule else 'is missing'}; write `rule: {node.ask}` there, or "
+            "`ask: all_pairs`."
+        )
+    return node.ask
 
 
 @contextlib.contextmanager
@@ -57,16 +82,13 @@ def build_judge(node: Judge, workshop: Workshop, loop: Path) -> Iterator[Any]:
 
 def judge_prompts(
     judge: Any,
+    asked: Ask,
     node: Judge,
     select: Select | None,
     lines: Sequence[Mapping[str, Any]],
     number: int,
 ) -> list[JudgedPrompt]:
     """One `JudgedPrompt` per line of the generate stage, in their order."""
-    asked = ask_for(node, select)
-    if not hasattr(judge, "score") and asked == "scores":
-        # The world of styles compares; it has no scores.
-        asked = "all_pairs"
     if asked == "scores":
         return _scored(judge, node, lines, number)
     prompts = [_prompt(line) for line in lines]
@@ -96,11 +118,7 @@ def _matrices(
         return [next(played).matrix if len(q.completions) > 1 else _alone(q) for q in questions]
     rule: Any = AllPairs()
     if asked == "random_pair":
-        if select is None or select.rule != "random_pair":
-            raise RecipeError(
-                "each_round: the judge asks for random_pair, which the select stage must draw; "
-                "write `rule: random_pair` there, or `ask: all_pairs`."
-            )
+        assert select is not None, "ask_for refuses it"
         rule = TypeAdapter(SelectRule).validate_python(select.selection())
     wanted = [
         pairs_to_ask(rule, question.prompt, number, len(question.completions)) or ()

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import threading
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
 from align.commands import load_tokenizer
+from align.commands.artefacts import read_lines
+from align.commands.launching import write_failure
 from align.commands.policies import load_round_policy, save_policy, unpatched
-from align.commands.stages import Workshop, read_lines
+from align.commands.stages import Workshop
 from align.commands.training import train_on
-from align.errors import AlignError
+from align.errors import AlignError, Interrupted
 from align.recipe import load_recipe
 from align.records import PreferencePair
 
@@ -43,10 +47,26 @@ def main(path: str) -> int:
     return 0
 
 
+def end_with_parent() -> None:
+    """Ends this process at once when the loop that launched it is gone, however that ended.
+
+    Launchers hand the loop's pipe down to their processes, and killing the loop closes it. Two
+    trainings in one scratch folder would mix their checkpoints.
+    """
+
+    def watch() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os._exit(Interrupted.exit_code)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    end_with_parent()
     try:
         sys.exit(main(sys.argv[1]))
     except AlignError as error:
-        logging.getLogger("align").error("%s", error)
+        write_failure(Path(sys.argv[1]).parent, error)
         sys.exit(error.exit_code)

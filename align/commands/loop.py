@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import RecipeError
 from align.loops.engine import Loop
+from align.loops.signals import StopSignal
 from align.loops.stage import Artefact, given
 from align.manifest import damage, publish
 from align.recipe import Recipe, load_recipe, resolved_yaml
+from align.recipe.writing import plain_values
 from align.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def loop_recipe(
         Interrupted: a signal ended it; everything that was finished is kept.
     """
     from align.commands import default_run
+    from align.report.table import compare
 
     recipe = load_recipe(path, overrides)
     if not recipe.is_loop:
@@ -60,18 +63,22 @@ def loop_recipe(
     run = RunFolder(run_path or default_run(path, recipe))
     run.claim(resolved_yaml(recipe))
     try:
-        return _go_through(recipe, run, allow_change)
+        with StopSignal() as stop:
+            _go_through(recipe, run, allow_change, stop)
+        return compare([run.path])
     finally:
         run.release()
 
 
-def _go_through(recipe: Recipe, run: RunFolder, allow_change: Sequence[str]) -> Table:
+def _go_through(
+    recipe: Recipe, run: RunFolder, allow_change: Sequence[str], stop: StopSignal
+) -> None:
     from align.commands import load_config, load_tokenizer, policy_folder
     from align.commands.stages import Workshop, measured, stages_of
-    from align.report.table import compare
     from align.trainers.settings import versions
 
-    start = policy_folder(recipe.model)
+    with stop.abandonable():
+        start = policy_folder(recipe.model)
     load_config(recipe.model, start)
     workshop = Workshop(recipe, start, load_tokenizer(recipe.model, start))
     stages = stages_of(workshop)
@@ -90,16 +97,26 @@ def _go_through(recipe: Recipe, run: RunFolder, allow_change: Sequence[str]) -> 
     before = run.read_json("before.json")
     if before is None:
         started = time.monotonic()
-        before = measured(workshop, None)
+        with stop.abandonable():
+            before = measured(workshop, None)
         run.write_json("before.json", before)
         run.ledger.append("before", time.monotonic() - started, {})
+    stop.check("the first round")
     artefacts = loop.run()
-    _finish(recipe, run, workshop, artefacts, before)
-    return compare([run.path])
+    with stop.abandonable():
+        _finish(recipe, run, workshop, artefacts, before)
+    if recipe.hub.push or recipe.hub.dry_run:
+        from align.hub import push
+
+        assert recipe.hub.repo is not None
+        pushed = push(
+            run.path, recipe.hub.repo, private=recipe.hub.private, dry_run=recipe.hub.dry_run
+        )
+        logger.info("%s", pushed.listing())
 
 
 def _given(recipe: Recipe, start: str) -> list[Artefact]:
-    from align.commands.stages import content_digest
+    from align.commands.artefacts import content_digest
     from align.recipe.sections import ema_decay
 
     name = content_digest(start)
@@ -117,56 +134,68 @@ def _finish(
     artefacts: dict[str, Artefact],
     before: dict[str, Any],
 ) -> None:
-    """Publishes the last policy and writes the run's metrics, card and history."""
-    from align.cards import write_model_card
+    """Publishes the last policy and writes the run's history and metrics, these last."""
+    from align.cards import model_card
     from align.commands.policies import load_round_policy
     from align.commands.stages import measured
     from align.trainers.settings import versions
 
     policy = artefacts["policy"]
     stored = run.read_json("metrics.json")
-    is_current = stored is not None and stored["loop"]["policy"] == policy.sha256
+    # Keys of all that the numbers are made from: equal weights may have another history.
+    made_from = {kind: artefacts[kind].key for kind in ("policy", "metrics") if kind in artefacts}
+    is_current = stored is not None and stored["loop"].get("made_from") == made_from
     if is_current and damage(run.model) is None:
         logger.info("%s is finished; nothing to do.", run.path)
         return
-    history = _history(run.path)
+    assert recipe.rounds is not None
+    if policy.is_removed:
+        raise RecipeError(
+            f"rounds is {recipe.rounds}, and the policy of that round is no longer there: the "
+            f"loop went on, and keep.rounds is {recipe.keep.rounds}. Write the former number of "
+            "rounds, or give this run its own --run folder."
+        )
+    history = _history(run.path, recipe.rounds)
     if "metrics" in artefacts:
         after = json.loads((artefacts["metrics"].path / "metrics.json").read_text())
     else:
         after = measured(
             workshop, load_round_policy(recipe, policy.path, workshop.start, trainable=False)
         )
+    metrics = {
+        "before": before,
+        "after": after,
+        "n": max(value["n"] for value in after.values()),
+        "seed": recipe.train.seed,
+        "versions": versions(),
+        "loop": {
+            "rounds": recipe.rounds,
+            "made_from": made_from,
+            "judge_calls": sum(row.get("calls", 0) for row in history),
+            "pairs": sum(row["pairs"] for row in history if row["stage"] == "train"),
+        },
+    }
     partial = run.path / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(policy.path, partial)
+    # Before the folder is sealed: an adapter brings a card of its own.
+    is_adapter = (partial / "adapter_config.json").is_file()
+    card = model_card(plain_values(recipe), metrics, {}, is_adapter=is_adapter)
+    (partial / "README.md").write_text(card, encoding="utf-8")
     publish(partial, run.model, {"versions": versions(), "rounds": recipe.rounds})
     run.write_json("history.json", history)
-    run.write_json(
-        "metrics.json",
-        {
-            "before": before,
-            "after": after,
-            "n": recipe.evaluate.n or 1024,
-            "seed": recipe.train.seed,
-            "versions": versions(),
-            "loop": {
-                "rounds": recipe.rounds,
-                "policy": policy.sha256,
-                "judge_calls": sum(row.get("calls", 0) for row in history),
-                "pairs": sum(row.get("pairs", 0) for row in history if row["stage"] == "train"),
-            },
-        },
-    )
-    write_model_card(run.path)
+    run.write_json("metrics.json", metrics)
 
 
-def _history(run: Path) -> list[dict[str, Any]]:
+def _history(run: Path, rounds: int) -> list[dict[str, Any]]:
     """What each stage of each round said, in their order, without clocks."""
     found: list[dict[str, Any]] = []
     for folder in sorted((run / "rounds").glob("*/*")):
         manifest = folder / "manifest.json"
         if folder.name.startswith((".", "set-aside")) or not manifest.is_file():
             continue
+        if int(folder.parent.name) > rounds:
+            break
         about = json.loads(manifest.read_text())["about"]
         stage = about["stage"]
         found.append({"round": stage["round"], "stage": stage["name"], **about["about"]})

@@ -29,9 +29,9 @@ def load_round_policy(recipe: Recipe, folder: Path, start: str, *, trainable: bo
         trainable: whether an adapter is loaded to be trained on.
     """
     device = PartialState().device
-    if not (folder / "adapter_config.json").is_file():
-        source = start if str(folder) == start else str(folder)
-        model: Any = load_policy(recipe.model, source)
+    is_start = folder == Path(start)
+    if is_start or not (folder / "adapter_config.json").is_file():
+        model: Any = load_policy(recipe.model, start if is_start else str(folder))
         keep_gradients_on_cpu(model)
         return model if _is_placed(model) else model.to(device)
     from peft import PeftModel
@@ -39,7 +39,24 @@ def load_round_policy(recipe: Recipe, folder: Path, start: str, *, trainable: bo
     base: Any = load_policy(recipe.model, start)
     keep_gradients_on_cpu(base)
     model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    keep_types(model, folder)
     return model if _is_placed(base) else model.to(device)
+
+
+def keep_types(model: Any, folder: Path) -> None:
+    """Gives an adapter's weights the types they were saved in.
+
+    peft loads them in float32 where TRL trains them in bfloat16, on a quantised base: what is
+    loaded would answer otherwise than what was saved.
+    """
+    from safetensors import safe_open
+
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        saved = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    for name, parameter in model.named_parameters():
+        own = name.replace(".modules_to_save.default.", ".").replace(".default", "")
+        if saved.get(own) == "BF16":
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _is_placed(model: Any) -> bool:
@@ -82,9 +99,12 @@ def _fix_order(path: Path) -> None:
 
 def unpatched(model: Any) -> Any:
     """The model with the forward pass of its class, as it was before a trainer wrapped it."""
-    for module in (model, model.get_base_model() if hasattr(model, "peft_config") else model):
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    for module in (model, base):
         for name in ("forward", "_original_forward"):
             module.__dict__.pop(name, None)
+    # Gradient checkpointing hooks the embeddings, each trainer anew.
+    base.get_input_embeddings()._forward_hooks.clear()
     return model.eval()
 
 

@@ -6,8 +6,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+from align.errors import RecipeError
 from align.recipe import Prompts
-from align.records import Message, Prompt, RowPolicy
+from align.records import Message, Prompt, RowPolicy, RowReport
 
 # Of a world, which has as many as one likes.
 WORLD_ROUND = 256
@@ -25,6 +26,7 @@ class PromptSource:
     section: Prompts
     policy: RowPolicy
     _rows: list[Prompt] | None = field(default=None, init=False)
+    _report: RowReport | None = field(default=None, init=False)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -44,22 +46,26 @@ class PromptSource:
         wanted = self.section.per_round
         if wanted is None or wanted >= len(rows):
             return rows
-        # Epochs over the rows, each in an order of its own, cut into rounds.
-        first = (number - 1) * wanted
-        found: list[Prompt] = []
-        while len(found) < wanted:
-            epoch, place = divmod(first + len(found), len(rows))
-            order = list(rows)
-            random.Random(f"prompts/{self.section.seed}/{epoch}").shuffle(order)
-            found += order[place : place + wanted - len(found)]
-        return found
+        # Epochs over the rows, each in an order of its own, cut into rounds. What is left of an
+        # epoch is not asked in it: a round across two epochs could hold a prompt twice.
+        epoch, place = divmod(number - 1, len(rows) // wanted)
+        order = list(rows)
+        random.Random(f"prompts/{self.section.seed}/{epoch}").shuffle(order)
+        return order[place * wanted : (place + 1) * wanted]
+
+    def counts(self) -> dict[str, Any]:
+        """Rows read, kept, and dropped by reason, where there are any rows."""
+        if self._report is None:
+            return {}
+        stored = self._report.to_json()
+        return {"rows": {name: stored[name] for name in ("read", "kept", "dropped")}}
 
     def _all(self) -> list[Prompt]:
         if self._rows is None:
             from data_pipelines.prompts import read_prompts
 
             section = self.section
-            self._rows, _ = read_prompts(
+            self._rows, self._report = read_prompts(
                 section.source,
                 split=section.split,
                 revision=section.revision,
@@ -77,6 +83,10 @@ def _of_world(section: Prompts, number: int) -> list[Prompt]:
     seed = section.seed * 10_000 + number
     if isinstance(world, Styles):
         return world.prompts("train", min(wanted, len(world.topics("train", seed=0))), seed=seed)
+    try:
+        problems = world.problems("train", wanted, seed=seed)
+    except ValueError as error:
+        raise RecipeError(f"prompts.per_round is {wanted}: {error} Write a smaller one.") from error
     return [
         Prompt(
             prompt=(Message(role="user", content=sums.prompt_of(operands)),),
@@ -84,5 +94,5 @@ def _of_world(section: Prompts, number: int) -> list[Prompt]:
             source=f"world:sums/train/seed-{seed}",
             row=row,
         )
-        for row, operands in enumerate(world.problems("train", wanted, seed=seed), start=1)
+        for row, operands in enumerate(problems, start=1)
     ]

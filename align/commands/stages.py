@@ -10,17 +10,17 @@ evaluate   policy            -> metrics
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from align.commands.artefacts import content_digest, read_lines, write_lines
 from align.commands.judging import ask_for, build_judge, judge_prompts
 from align.commands.policies import borrowed_policy, load_round_policy
 from align.commands.prompts import PromptSource
@@ -29,7 +29,7 @@ from align.errors import DataError
 from align.loops.stage import Stage, StageContext
 from align.policies.base import Failed, Sampling
 from align.recipe import Recipe
-from align.recipe.stages import EvaluateRound, Generate, Judge, Select, TrainRound
+from align.recipe.stages import Ask, EvaluateRound, Generate, Judge, Select, TrainRound
 from align.records import Completion, JudgedPrompt, PreferencePair
 
 logger = logging.getLogger("align")
@@ -101,7 +101,7 @@ class GenerateStage:
         node = self.node.model_dump(mode="json", exclude=without)
         server = self.node.server
         if server is not None:
-            node["server"] = [server.base_url, server.model, server.revision]
+            node["server"] = [server.base_url, server.model, server.revision, dict(server.extra)]
         return node | {"prompts": self.prompts.identity, "model": self.workshop.model_settings}
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
@@ -141,6 +141,7 @@ class GenerateStage:
         ]
         write_lines(context.output("completions"), lines)
         return {
+            **self.prompts.counts(),
             "prompts": len(prompts),
             "completions": written,
             "failed": dict(sorted(failures.items())),
@@ -160,35 +161,47 @@ class JudgeStage:
     workshop: Workshop
     node: Judge
     select: Select | None
+    asked: Ask = field(init=False)
     name: str = field(default="judge", init=False)
     version: int = field(default=1, init=False)
     reads: tuple[str, ...] = field(default=("completions",), init=False)
     writes: tuple[str, ...] = field(default=("judged",), init=False)
 
+    def __post_init__(self) -> None:
+        prompts = self.workshop.recipe.prompts
+        assert prompts is not None
+        self.asked = ask_for(self.node, self.select, prompts.source)
+
     def settings(self) -> Mapping[str, Any]:
-        """The node, with the content of what it names; and which comparisons are asked."""
+        """The node, with the content of what it names; and which comparisons are asked.
+
+        Where the judge is served has no part: its name and revision say who it is.
+        """
         node = self.node.model_dump(mode="json", exclude={"run", "max_failed", "server"})
         server = self.node.server
         if server is not None:
-            node["server"] = [server.base_url, server.model, server.revision]
+            node["server"] = [server.model, server.revision, dict(server.extra)]
         if self.node.path is not None:
             node["content"] = content_digest(self.node.path)
         drawn = self.select.selection() if self.select is not None else None
-        asked = ask_for(self.node, self.select)
-        return node | {"ask": asked, "rule": drawn if asked == "random_pair" else None}
+        return node | {"ask": self.asked, "rule": drawn if self.asked == "random_pair" else None}
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Writes one `JudgedPrompt` per line."""
         lines = list(read_lines(context.input("completions")))
         with build_judge(self.node, self.workshop, context.loop) as judge:
-            judged = judge_prompts(judge, self.node, self.select, lines, context.round)
-        failed = [failure for row in judged for failure in row.failures]
-        asked = sum(row.calls for row in judged)
-        lost = sum(1 for row in judged for f in row.failures if not f.startswith("sample "))
-        if asked and lost > self.node.max_failed * asked:
+            judged = judge_prompts(judge, self.asked, self.node, self.select, lines, context.round)
+        # The failures of the generate stage stand in front.
+        unjudged = [
+            failure
+            for row, line in zip(judged, lines, strict=True)
+            for failure in row.failures[len(line["failures"]) :]
+        ]
+        asked, lost = sum(row.calls for row in judged), len(unjudged)
+        if lost > self.node.max_failed * asked:
             raise DataError(
                 f"Round {context.round}: {lost} of {asked} judgements failed, more than "
-                f"max_failed {self.node.max_failed:g}; the first: {failed[0]}. Answers that came "
+                f"max_failed {self.node.max_failed:g}; the first: {unjudged[0]}. Answers that came "
                 "are kept, so running the same command again asks only for the others."
             )
         write_lines(context.output("judged"), [row.model_dump(mode="json") for row in judged])
@@ -260,7 +273,8 @@ class TrainStage:
 
     def settings(self) -> Mapping[str, Any]:
         """Objective, roles, training, and how rows become tokens."""
-        return self.training.settings() | {"launch": self.node.launch}
+        launch = self.node.launch
+        return self.training.settings() | {"launch": launch and content_digest(launch)}
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Trains on from the newest policy."""
@@ -305,33 +319,6 @@ def measured(workshop: Workshop, policy: Any | None) -> dict[str, Any]:
     start = load_round_policy(recipe, Path(workshop.start), workshop.start, trainable=False)
     rows = held_out_rows(recipe, workshop.tokenizer)
     return measure(recipe, policy or start, start, workshop.tokenizer, rows)
-
-
-def write_lines(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One JSON object per line, always in the same spelling."""
-    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False, allow_nan=False) for row in rows]
-    (folder / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def read_lines(folder: Path) -> Iterator[dict[str, Any]]:
-    """What `write_lines` wrote."""
-    with (folder / "rows.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
-
-
-def content_digest(path: str) -> str:
-    """Sha256 over the files at a local path; a hub id is its own name."""
-    found = Path(path).expanduser()
-    if not found.exists():
-        return path
-    h = hashlib.sha256()
-    files = sorted(f for f in found.rglob("*") if f.is_file()) if found.is_dir() else [found]
-    for file in files:
-        h.update(str(file.relative_to(found)).encode() + b"\0")
-        with file.open("rb") as stream:
-            h.update(hashlib.file_digest(stream, "sha256").digest())
-    return h.hexdigest()
 
 
 def _text(completion: Completion) -> str:

@@ -4,29 +4,23 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils.memory import clear_device_cache
+
+from align.commands.artefacts import content_digest
+from align.commands.launching import free_port, run_launch
 from align.commands.policies import (
     load_round_policy,
     save_policy,
     unpatched,
     update_average,
 )
-from align.errors import (
-    AlignError,
-    DataError,
-    Interrupted,
-    MachineError,
-    NumericalError,
-    RecipeError,
-)
+from align.errors import Interrupted
 from align.loops.stage import StageContext
 from align.recipe import Recipe
 from align.recipe.sections import ema_decay
@@ -69,8 +63,6 @@ class RoundTraining:
 
     def settings(self) -> dict[str, Any]:
         """What moves the result, besides the artefacts."""
-        from align.commands.stages import content_digest
-
         recipe = self.recipe
         outside = [
             s
@@ -101,6 +93,9 @@ class RoundTraining:
             self.recipe, workshop, model, pairs, roles, context.seed, context.scratch
         )
         model = unpatched(trainer.model)
+        # The optimizer's states would stay beside the policy while it generates.
+        del trainer
+        clear_device_cache(garbage_collection=True)
         save_policy(model, workshop.tokenizer, context.output("policy"))
         if self.decay is not None:
             self._move_anchor(context, workshop, model, self.decay)
@@ -114,15 +109,11 @@ class RoundTraining:
             Interrupted: a signal ended training; the same command goes on from its checkpoint.
             AlignError: training failed; its own message is above.
         """
-        if not Path(config).is_file():
-            raise RecipeError(
-                f"each_round: the train stage is launched by {config}, which is no file (looked "
-                f"from {Path.cwd()}). Name a config of `accelerate launch`."
-            )
-        # The other processes need the memory that the policy takes here.
-        context.take("policy")
         from align.recipe import resolved_yaml
 
+        # The other processes need the memory that the policy takes here.
+        context.take("policy")
+        clear_device_cache(garbage_collection=True)
         order = context.scratch / "order.json"
         recipe = context.scratch / "recipe.yaml"
         recipe.write_text(resolved_yaml(self.recipe), encoding="utf-8")
@@ -141,8 +132,8 @@ class RoundTraining:
             )
         )
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
-        command += ["-m", "align.commands.launched", str(order)]
-        _run(command)
+        command += [*free_port(config), "-m", "align.commands.launched", str(order)]
+        run_launch(command, context.scratch, context.stop)
         if self.decay is not None:
             newest = load_round_policy(
                 self.recipe, context.output("policy"), workshop.start, trainable=False
@@ -159,7 +150,7 @@ class RoundTraining:
                 found[role] = START
             elif (read := READ_FOR.get(source)) is not None:
                 artefact = context.inputs[read]
-                is_start = str(artefact.path) == workshop.start
+                is_start = artefact.round == 0
                 at = start_source(self.recipe, workshop.start) if is_start else str(artefact.path)
                 found[role] = START if artefact.key == now.key else at
             elif self.decay is not None and role == ANCHOR:
@@ -181,8 +172,13 @@ class RoundTraining:
 
 
 def start_source(recipe: Recipe, start: str) -> str:
-    """The loop's start as a role's source: a folder, or `id@revision`."""
-    return start if Path(start).is_dir() else f"{start}@{recipe.model.model_revision}"
+    """The loop's start as a role's source: a folder, or `id@revision`.
+
+    A loop of adapters has it in memory, as the base of the policy's adapter; the trainer knows it
+    by the name that it was loaded under.
+    """
+    is_in_memory = recipe.model.use_peft or Path(start).is_dir()
+    return start if is_in_memory else f"{start}@{recipe.model.model_revision}"
 
 
 def train_on(
@@ -229,38 +225,18 @@ def train_on(
             "again to go on."
         )
     last = next((row for row in reversed(trainer.state.log_history) if "loss" in row), {})
+    named = recipe.roles.given
     about = {
         "pairs": len(rows),
         "dropped": dict(sorted(report.dropped.items())),
         "steps": trainer.state.global_step,
-        "roles": {role: who.to_json() for role, who in trainer.identities.items()},
+        "roles": {
+            # By the recipe's word: the same loop in another folder says the same.
+            role: who.to_json() | {"source": named[role]}
+            for role, who in trainer.identities.items()
+        },
+        "probe": trainer.probe,
         "forward": trainer.backend.backend.name,
         **{name: last[name] for name in SAID if name in last},
     }
     return trainer, about
-
-
-def _run(command: Sequence[str]) -> None:
-    """Runs a command that talks for itself, and turns its exit code into our error."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path[:1], *_paths()])}
-    child = subprocess.Popen(command, env=environment)
-    try:
-        code = child.wait()
-    except BaseException:
-        child.send_signal(signal.SIGTERM)
-        child.wait()
-        raise
-    if code == 0:
-        return
-    known: dict[int, type[AlignError]] = {
-        error.exit_code: error
-        for error in (RecipeError, DataError, MachineError, NumericalError, Interrupted)
-    }
-    raise known.get(code, MachineError)(
-        f"The launched training ended with exit code {code}; its own message stands above. Run the "
-        "same command again once that is mended."
-    )
-
-
-def _paths() -> list[str]:
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

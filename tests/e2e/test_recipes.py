@@ -18,7 +18,12 @@ from align.recipe import load_recipe, resolved_yaml
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 TRAINING = [path for path in RECIPES if path.parent.name != "accelerate"]
-TINY = [path for path in TRAINING if path.name == "tiny.yaml"]
+TINY = [path for path in TRAINING if path.stem in ("tiny", "offline-tiny", "styles-tiny")]
+LOOPS = [path for path in TINY if "rounds" in yaml.safe_load(path.read_text())]
+OFFLINE = [path for path in TINY if path not in LOOPS]
+ON_POLICY = {
+    *("iterative_dpo", "iterative_rpo", "inpo", "nash_mp", "apo", "spo", "p3o", "copg"),
+}
 # Small enough for seconds, large enough that every part has something to do.
 SMALL = (
     "data.sample.prompts=96",
@@ -28,6 +33,15 @@ SMALL = (
     "train.logging_steps=1",
     "train.disable_tqdm=true",
     "evaluate.n=32",
+)
+SMALL_LOOP = (
+    "rounds=2",
+    "prompts.per_round=12",
+    "train.max_steps=2",
+    "train.per_device_train_batch_size=8",
+    "train.logging_steps=1",
+    "train.disable_tqdm=true",
+    "evaluate.n=16",
 )
 
 
@@ -44,7 +58,9 @@ def test_every_yaml_is_seen() -> None:
     }
     assert found == {path.relative_to(ROOT / "recipes").as_posix() for path in RECIPES}
     assert len(TRAINING) >= 9
-    assert {path.parent.name for path in TINY} == {path.parent.name for path in TRAINING}
+    tiny = {path.parent.name for path in TINY if path.stem == "tiny"}
+    assert tiny == {path.parent.name for path in TRAINING}
+    assert {path.parent.name for path in LOOPS if path.stem == "tiny"} == ON_POLICY
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -59,7 +75,7 @@ def test_every_recipe_loads_and_is_written_back_equal(path: Path, tmp_path: Path
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("path", TINY, ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("path", OFFLINE, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_tiny_recipe_through_the_command(path: Path, tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     main(["train", str(path), *SMALL, "--run", str(run)])
@@ -89,6 +105,37 @@ def test_tiny_recipe_through_the_command(path: Path, tmp_path: Path, capsys) -> 
     # Running the same command again is resuming; a finished run has nothing to do.
     before = (run / "ledger.jsonl").read_bytes()
     main(["train", str(path), *SMALL, "--run", str(run)])
+    assert (run / "ledger.jsonl").read_bytes() == before
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("path", LOOPS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_tiny_loop_through_the_command(path: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    main(["loop", str(path), *SMALL_LOOP, "--run", str(run)])
+    assert "KL to the reference" in capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text())
+    world = yaml.safe_load(path.read_text())["evaluate"]["suite"][0]
+    assert metrics["before"][f"{world}/kl_to_reference"]["value"] == 0
+    assert metrics["after"][f"{world}/kl_to_reference"]["value"] != 0
+    assert metrics["loop"]["rounds"] == 2
+    assert 0 < metrics["loop"]["judge_calls"] <= 2 * 12 * (4 if world == "sums" else 6)
+    history = json.loads((run / "history.json").read_text())
+    assert [(row["round"], row["stage"]) for row in history] == [
+        (number, stage) for number in (1, 2) for stage in ("generate", "judge", "select", "train")
+    ]
+    # The second round is sampled from the policy that the first one made.
+    first, second = (row["policy"] for row in history if row["stage"] == "generate")
+    assert first != second
+    assert damage(run / "model") is None
+    assert AutoTokenizer.from_pretrained(run / "model").chat_template
+    card = (run / "model" / "README.md").read_text()
+    objective = yaml.safe_load((run / "recipe.yaml").read_text())["objective"]["name"]
+    assert objective in card.lower()
+
+    # Running the same command again is resuming; a finished run has nothing to do.
+    before = (run / "ledger.jsonl").read_bytes()
+    main(["loop", str(path), *SMALL_LOOP, "--run", str(run)])
     assert (run / "ledger.jsonl").read_bytes() == before
 
 

@@ -1,0 +1,50 @@
+"""`align` in processes that need not import first: one per line of standard input, one at a time.
+
+A line is a JSON list: the file for what the process says, and the words behind `align`. The answers
+are two lines: the process's id, and, once it has ended, its exit code (a signal as a negative one).
+"""
+
+# ruff: noqa: F401
+import json
+import os
+import sys
+
+# Everything that a loop of models imports; none of it starts a thread.
+import openai
+import peft
+
+import align.commands.engines
+import align.commands.loop
+import align.commands.stages
+import align.judges.pairwise_llm
+import align.judges.rule
+import align.policies.in_process
+import align.report.table
+import align.trainers.preference
+import data_pipelines.prompts
+import data_pipelines.select
+import data_pipelines.sources
+import eval.suite
+from align.cli import main
+
+
+def run(said: str, words: list[str]) -> None:
+    log = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    main(words)
+    sys.exit(0)
+
+
+def say(answer: int) -> None:
+    sys.stdout.write(f"{answer}\n")
+    sys.stdout.flush()
+
+
+for line in sys.stdin:
+    said, *words = json.loads(line)
+    process = os.fork()
+    if process == 0:
+        run(said, words)
+    say(process)
+    say(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
