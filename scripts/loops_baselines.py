@@ -65,6 +65,27 @@ def start_alone(recipe: Recipe) -> Found:
     return measure(recipe, start, start, tokenizer, []), {"judge_calls": 0, "pairs": 0}
 
 
+def best_reply(recipe: Recipe) -> Found:
+    """The one style that wins most often against the start policy, always: a reward's argmax.
+
+    On each topic it keeps the start policy's answers of that style; nothing is trained.
+    """
+    start, tokenizer = _start(recipe, trainable=False)
+    topics = Styles().topics("held_out", seed=recipe.evaluate.seed)
+    base = style_game.measure(start, tokenizer, topics, reference=start).outcomes.mean(dim=0)
+    table = torch.tensor(style_game.PREFERENCE, dtype=base.dtype)
+    won = table @ base
+    best = int(won.argmax())
+    always = functional.one_hot(torch.tensor(best), len(base)).to(base.dtype)
+    found = {
+        "exploitability": float(style_game.exploitability(always[None])),
+        "win_rate": float(won[best]),
+        "kl_to_reference": float(-base[best].log()),
+    }
+    nothing = {"judge_calls": 0, "pairs": 0}
+    return {f"styles/{name}": {"value": value} for name, value in found.items()}, nothing
+
+
 def best_only(recipe: Recipe) -> Found:
     """Cross-entropy on the completions that the judge puts first among those of their prompt."""
     policy, tokenizer = _start(recipe, trainable=True)

@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from loops_baselines import Budget, best_only, start_alone  # noqa: E402
+from loops_baselines import Budget, best_only, best_reply, start_alone  # noqa: E402
 
 from align.commands.loop import loop_recipe  # noqa: E402
 from align.recipe import Recipe, load_recipe  # noqa: E402
@@ -39,7 +39,7 @@ OFFLINE = {
     "offline_dpo": ["objective.beta=0.1", "train.learning_rate=1e-4"],  # of recipes/dpo/tiny.yaml
     "offline_dpo_mild": [],  # of iterative DPO
 }
-BASELINES = ("base", "sft_on_best", *OFFLINE)
+BASELINES = ("base", "best_reply", "sft_on_best", *OFFLINE)
 COLUMNS = {
     "sampled, %": ("sums", "sums/sampled_accuracy", 100, 1),
     "greedy, %": ("sums", "sums/greedy_accuracy", 100, 1),
@@ -65,7 +65,7 @@ def main() -> None:
     for seed in asked.seeds:
         for world in asked.worlds:
             for method in asked.only or (*BASELINES, *LOOPS):
-                if (method, world, seed) in known:
+                if (method, world, seed) in known or (method, world) == ("best_reply", "sums"):
                     continue
                 results.append(run(method, world, seed, asked.out / "runs"))
                 file.write_text(json.dumps(results, indent=1) + "\n")
@@ -84,6 +84,8 @@ def run(method: str, world: str, seed: int, folder: Path) -> dict[str, Any]:
     recipe = ROOT / "recipes" / of / WORLDS[world]
     if method == "base":
         found, spent = start_alone(load_recipe(recipe, changes))
+    elif method == "best_reply":
+        found, spent = best_reply(load_recipe(recipe, changes))
     elif method == "sft_on_best":
         found, spent = best_only(load_recipe(recipe, changes))
     else:
