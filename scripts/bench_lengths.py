@@ -259,7 +259,7 @@ class TokensPerPair:
         ]
         return cls(
             padded=padded(np.random.default_rng(seed).permutation(len(rows))),
-            grouped=padded(lengths.argsort()[::-1][1:].repeat(1)),
+            grouped=padded(lengths.argsort()),
             free=float(np.mean(free)),
             shared=sum(unique_tokens(*token_rows(group)) for group in groups.values()) / len(rows),
         )

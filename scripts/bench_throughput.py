@@ -139,6 +139,8 @@ def comparisons(asked: argparse.Namespace) -> int:
     if asked.device == "cuda" and importlib.util.find_spec("flash_attn"):
         attentions.append("flash_attention_2")
     found: list[dict[str, Any]] = []
+    # Of the code that was imported, whatever is committed while it runs.
+    told = provenance(asked)
     with tempfile.TemporaryDirectory() as work:
         os.environ["ALIGN_CACHE"] = f"{work}/cache"
         for name in asked.model:
@@ -166,7 +168,7 @@ def comparisons(asked: argparse.Namespace) -> int:
                     )
                     began = time.monotonic()
                     row = comparison(data, baseline, setting, asked)
-                    found.append({**row, "model": name, **provenance(asked)})
+                    found.append({**row, "model": name, **told})
                     write(asked.json, found)
                     print(
                         f"{data} against {baseline}: {row['speed_ratio']:.2f}x "

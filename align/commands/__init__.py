@@ -104,6 +104,10 @@ def check_recipe(path: Path, overrides: Sequence[str], show_example: bool) -> st
     from align.check import check
 
     recipe = load_recipe(path, overrides)
+    if recipe.is_loop:
+        from align.commands.check_loop import check_loop
+
+        return check_loop(recipe, show_example)
     folder = policy_folder(recipe.model)
     tokenizer = load_tokenizer(recipe.model, folder)
     pairs = read_recipe_pairs(recipe, folder, tokenizer)

@@ -73,8 +73,12 @@ def run_launch(command: Sequence[str], scratch: Path, stop: StopSignal) -> None:
     )
 
 
-def free_port(config: str) -> list[str]:
-    """Any free port on one machine, unless the config names one: the usual one may be taken."""
+def launch_config(config: str) -> Mapping[str, Any]:
+    """The keys of a config of `accelerate launch`.
+
+    Raises:
+        RecipeError: it is none.
+    """
     try:
         node: Any = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -85,6 +89,12 @@ def free_port(config: str) -> list[str]:
             f"config of `accelerate launch` (looked from {Path.cwd()}). Name one such as "
             "recipes/accelerate/ddp.yaml."
         )
+    return node
+
+
+def free_port(config: str) -> list[str]:
+    """Any free port on one machine, unless the config names one: the usual one may be taken."""
+    node = launch_config(config)
     is_alone = int(node.get("num_machines") or 1) == 1
     return ["--main_process_port", "0"] if is_alone and "main_process_port" not in node else []
 

@@ -74,6 +74,7 @@ def _go_through(
     recipe: Recipe, run: RunFolder, allow_change: Sequence[str], stop: StopSignal
 ) -> None:
     from align.commands import load_config, load_tokenizer, policy_folder
+    from align.commands.check_loop import check_before_rounds
     from align.commands.stages import Workshop, measured, stages_of
     from align.trainers.settings import versions
 
@@ -82,6 +83,7 @@ def _go_through(
     load_config(recipe.model, start)
     workshop = Workshop(recipe, start, load_tokenizer(recipe.model, start))
     stages = stages_of(workshop)
+    check_before_rounds(workshop, stages)
     assert recipe.rounds is not None
     loop = Loop(
         run.path,

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from align.commands.artefacts import content_digest, read_lines, write_lines
 from align.commands.judging import ask_for, build_judge, judge_prompts
+from align.commands.launching import launch_config
 from align.commands.policies import borrowed_policy, load_round_policy
 from align.commands.prompts import PromptSource
 from align.commands.training import RoundTraining
@@ -171,6 +172,10 @@ class JudgeStage:
         prompts = self.workshop.recipe.prompts
         assert prompts is not None
         self.asked = ask_for(self.node, self.select, prompts.source)
+        if self.node.by in ("world", "answers"):
+            # Soon built, and better refused now than after the first completions.
+            with build_judge(self.node, self.workshop, Path()):
+                pass
 
     def settings(self) -> Mapping[str, Any]:
         """The node, with the content of what it names; and which comparisons are asked.
@@ -260,6 +265,10 @@ class TrainStage:
     node: TrainRound
     name: str = field(default="train", init=False)
     version: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        if self.node.launch is not None:
+            launch_config(self.node.launch)
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -93,9 +93,6 @@ class RoundTraining:
             self.recipe, workshop, model, pairs, roles, context.seed, context.scratch
         )
         model = unpatched(trainer.model)
-        # The optimizer's states would stay beside the policy while it generates.
-        del trainer
-        clear_device_cache(garbage_collection=True)
         save_policy(model, workshop.tokenizer, context.output("policy"))
         if self.decay is not None:
             self._move_anchor(context, workshop, model, self.decay)

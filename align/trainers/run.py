@@ -217,6 +217,8 @@ def train_policy(
         shutil.rmtree(partial, ignore_errors=True)
         policy.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        # peft's own card; ours is written beside the sealed files once the metrics are there.
+        (partial / "README.md").unlink(missing_ok=True)
         publish(partial, run.model, {"versions": versions(), "step": trainer.state.global_step})
     state.wait_for_everyone()
     return Trained(

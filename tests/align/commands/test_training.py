@@ -255,7 +255,7 @@ def test_a_signal_while_training_leaves_a_checkpoint_and_says_so(
 
 
 def test_a_round_leaves_nothing_of_its_trainer_in_memory(recipe_of, go, tmp_path: Path) -> None:
-    """A trainer refers to itself in circles: its optimizer would stay until Python cleans up."""
+    """With a reference in circles its optimizer would stay until Python cleans up."""
     gc.collect()
     gc.disable()
     try:
