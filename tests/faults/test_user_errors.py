@@ -263,7 +263,7 @@ MISTAKES = [
             r"write `repo: owner/name`", recipe=RECIPE + "hub: {push: true}\n"),
     Mistake("dry run to nowhere", USAGE, r"is missing, and dry_run is on", r"hub\.repo",
             r"write `repo: owner/name`", recipe=RECIPE + "hub: {dry_run: true}\n"),
-    Mistake("pairs of another world", USAGE, r"sampled from the policy", r"data\.pairs",
+    Mistake("pairs of another world", USAGE, r"asked of its own model", r"data\.pairs",
             r"write `model_name_or_path: world:sums`",
             recipe=recipe("pairs.jsonl", "world:sums")),
     # ---- models and folders that the recipe names
