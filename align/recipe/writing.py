@@ -24,8 +24,12 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """10 hex digits that name what a recipe trains; the hub section, a later step, has no part."""
-    content = {key: node for key, node in plain_values(recipe).items() if key != "hub"}
+    """10 hex digits that name what a recipe trains.
+
+    What may change under a run has no part: the hub section, a later step, and how far a loop goes.
+    """
+    free = ("hub", "rounds", "keep")
+    content = {key: node for key, node in plain_values(recipe).items() if key not in free}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

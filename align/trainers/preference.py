@@ -128,7 +128,6 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
         self._eval_sums: SumsOverCounts | None = None
         self._eval_seen: SeenOnce | None = None
         self._tokens_here = self._computed_here = 0
-        self._all_clipped = False
         self.identities = {}
         self._signal = StopOnSignal()
         no_weights: Any = ConfigOnly(model.config)
@@ -209,8 +208,8 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
         pairs = counts.sum()
         scale: Any = 1 / result.loss.numel()
         if training:
-            clipped = result.metrics.get("clipped", torch.zeros_like(counts))
-            self._all_clipped = self._all_clipped and bool((clipped == 1).all())
+            for side in (policy.chosen, policy.rejected):
+                side.token.register_hook(self._see_gradient)
             self._train_sums.add({name: (n * counts, d * counts) for name, (n, d) in rows.items()})
             self._tokens_here += int(inputs["tokens"] @ counts.long())
             self._computed_here += inputs["pack"].computed_tokens
@@ -226,6 +225,10 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
             aux_loss: Any = output.aux_loss
             loss = loss + self.router_aux_loss_coef * aux_loss * pairs * scale
         return loss
+
+    def _see_gradient(self, gradient: Tensor) -> None:
+        """Remembers whether the objective asks any log-prob to change."""
+        self._is_asked = self._is_asked | gradient.any()
 
     def _is_logging_step(self) -> bool:
         """Whether the step under way ends with a log.
@@ -250,7 +253,7 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
         time.
         """
         batches, pairs = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._all_clipped = True
+        self._is_asked = torch.zeros((), dtype=torch.bool, device=self.args.device)
         state = self.accelerator.gradient_state
         processes = self.accelerator.num_processes
         if processes > 1 and batches and state.end_of_dataloader and state.remainder > 0:
@@ -326,8 +329,9 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
         if grad_norm is None or self.accelerator.scaler is not None:
             return grad_norm
         value = float(grad_norm)
-        if value == 0.0 and self._all_clipped:
-            logger.info("Step %d: every pair is clipped.", self.state.global_step + 1)
+        if value == 0.0 and not bool(self._is_asked):
+            # Clipped pairs, or ties of a policy that finds neither side better yet.
+            logger.info("Step %d: no pair asks for a change.", self.state.global_step + 1)
             return grad_norm
         if value == 0.0:
             what = "exactly 0"

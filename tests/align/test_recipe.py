@@ -538,6 +538,13 @@ def test_key_names_what_is_trained_and_not_where_it_is_pushed(folder: Path) -> N
     assert len({key, *(recipe_key(load(folder, BASE, change)) for change in changed)}) == 5
 
 
+def test_a_loop_that_goes_on_keeps_its_key(root: Path) -> None:
+    path = root / "recipes" / "inpo" / "tiny.yaml"
+    key = recipe_key(load_recipe(path))
+    assert key == recipe_key(load_recipe(path, ["rounds=9", "keep.rounds=5"]))
+    assert key != recipe_key(load_recipe(path, ["prompts.per_round=7"]))
+
+
 def test_defaults_that_depend_on_other_keys() -> None:
     assert Data(pairs="world:sums").sample == Sample()
     assert Data(pairs="x.jsonl").sample is None

@@ -277,6 +277,17 @@ def test_a_step_in_which_every_pair_is_clipped_is_no_fault(make, pairs) -> None:
     assert (steps[1]["clipped"], steps[1]["grad_norm"]) == (1.0, 0.0)
 
 
+def test_a_step_of_ties_between_equals_is_no_fault(make, pairs) -> None:
+    """At the reference, P(chosen beats rejected) = 1/2 pulls with -(1/2 - sigma(0)) = 0."""
+    trainer = make(
+        rows=pairs.add_column("preference", [0.5] * 12),
+        changes={"max_steps": 2, "per_device_train_batch_size": 12, "learning_rate": 1e-3},
+    )
+    trainer.train()
+    steps = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["grad_norm"] for row in steps] == [0.0, 0.0]
+
+
 def test_pairs_without_signal_are_refused(make, pairs) -> None:
     row = pairs[0] | {"rejected_ids": pairs[0]["chosen_ids"]}
     with pytest.raises(DataError, match=r"Row 12 .* same tokens"):
