@@ -152,6 +152,7 @@ def dataset_card(
     *,
     how_made: str,
     licence: str | None = None,
+    size: int | None = None,
 ) -> str:
     """The text of a card for preference pairs.
 
@@ -161,12 +162,16 @@ def dataset_card(
         data: the row counts `{"read", "kept", "dropped": {reason: rows}}`.
         how_made: a sentence or two on what was done to the rows.
         licence: the Hub's short name of the licence; unknown where it is not given.
+        size: rows; given where the rows lie beside the card, under `data/`.
     """
     metadata: dict[str, Any] = {
         "license": licence or "unknown",
         "tags": ["preference", "align-toolkit"],
         "task_categories": ["text-generation"],
     }
+    if size is not None:
+        files = [{"split": "train", "path": "data/train-*.parquet"}]
+        metadata["configs"] = [{"config_name": "default", "data_files": files}]
     hub_sources = [source.split("@")[0] for source in sources if _is_hub_id(source)]
     if hub_sources:
         metadata["source_datasets"] = hub_sources
@@ -180,6 +185,10 @@ def dataset_card(
         how_made,
         "## Rows",
         _counts(data),
+        "## Limits",
+        "The texts were written by a language model and compared by one, or by a rule: they may be "
+        "wrong, and hold what the model was trained on. The licences of the model and of the "
+        "prompts apply.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

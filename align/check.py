@@ -298,7 +298,10 @@ def broken_invariant(
             return f"prompt and {side} have more tokens than data.max_length"
         if bos is not None and bos in ids[:-1]:
             return f"{side} holds a BOS token"
-        if "cut_completion" not in row.notes:
+        if getattr(row.pair, f"{side}_ends") is False:
+            if _control_ids(tokenizer) & set(ids):
+                return f"{side} is the beginning of an answer and holds a control token"
+        elif "cut_completion" not in row.notes:
             if ids[-1] not in _end_ids(row, tokenizer):
                 return f"{side} does not end with an end token"
             if ids.count(ids[-1]) > 1:
@@ -326,10 +329,16 @@ def _generation_ids(row: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def _end_ids(row: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    if isinstance(row.pair.prompt, str):
+    if isinstance(row.pair.prompt, str) and "given_ids" not in row.notes:
         return {tokenizer.eos_token_id} if isinstance(tokenizer.eos_token_id, int) else set()
-    # Templates end a turn with a token of their own (`<|im_end|>`), not always a special one.
+    # Templates end a turn with a token of their own (`<|im_end|>`), not always a special one; a
+    # model's generation config may name more of them.
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Special tokens; an unknown character is none."""
+    return {i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id}
 
 
 def _check_invariants(
@@ -565,15 +574,23 @@ def _warnings(
 
 
 def _render(row: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The first pair as text, every control token spelled out."""
+    """The first pair as text, every control token spelled out, and where a side goes on."""
     parts = {"prompt": row.prompt_ids, "chosen": row.chosen_ids, "rejected": row.rejected_ids}
     text = {
         name: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         for name, ids in parts.items()
     }
-    return "\n".join(
-        f"--- {name} ({len(ids)} tokens) ---\n{text[name]}" for name, ids in parts.items()
-    )
+    open_sides = {
+        "chosen": row.pair.chosen_ends is False,
+        "rejected": row.pair.rejected_ends is False,
+    }
+    counts = {
+        name: f"{len(ids)} tokens, a beginning without end token"
+        if open_sides.get(name)
+        else f"{len(ids)} tokens"
+        for name, ids in parts.items()
+    }
+    return "\n".join(f"--- {name} ({counts[name]}) ---\n{text[name]}" for name in parts)
 
 
 def _size(count: float) -> str:

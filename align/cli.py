@@ -1,4 +1,4 @@
-"""The command line: `align train | loop | check | report | push | recipe`.
+"""The command line: `align train | loop | data | check | report | push | recipe`.
 
 Every command is one call into `align.commands` or a room; a user's mistake is answered by one
 paragraph and an exit code:
@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
+data_app = typer.Typer(help="Make preference data, and look at it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
 Overrides = Annotated[
@@ -126,12 +128,51 @@ def push(
     Console(soft_wrap=True).print(pushed.listing(), markup=False)
 
 
+@data_app.command("build")
+def data_build(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="The run's folder; outputs/<recipe>-<key> by default."),
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option("--allow-change", help="A library whose version may differ from before."),
+    ] = None,
+) -> None:
+    """Make RECIPE's data set: Parquet files with a card; the same command again resumes."""
+    from align.commands.data import build_data
+
+    report = build_data(recipe, overrides or [], run, allow_change or [])
+    Console(soft_wrap=True).print(report, markup=False, highlight=False)
+
+
+@data_app.command("show-tree")
+def data_show_tree(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run that searched.")],
+    number: Annotated[int, typer.Argument(metavar="[NUMBER]", help="Which tree, from 1.")] = 1,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write it as a piece of an HTML page instead.")
+    ] = None,
+) -> None:
+    """Print one tree of a search, its values and visits; `*` marks what it committed to."""
+    from align.commands.data import show_tree
+
+    text = show_tree(run, number, as_html=html is not None)
+    if html is not None:
+        html.write_text(text, encoding="utf-8")
+    else:
+        Console(soft_wrap=True).print(text, markup=False, highlight=False)
+
+
 @recipe_app.command("show")
 def recipe_show(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Print every key of RECIPE with its value."""
-    from align.recipe import load_recipe, resolved_yaml
+    from align.recipe import load_data_recipe, load_recipe, makes_data, resolved_yaml
 
-    Console(soft_wrap=True).print(resolved_yaml(load_recipe(recipe, overrides or [])), markup=False)
+    load = load_data_recipe if makes_data(recipe, overrides or []) else load_recipe
+    Console(soft_wrap=True).print(resolved_yaml(load(recipe, overrides or [])), markup=False)
 
 
 @recipe_app.command("explain")

@@ -10,11 +10,11 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from align.errors import AlignError, MachineError, RecipeError
 from align.leaks import SHAPES, home_as_tilde, home_patterns, known_secrets
-from align.publishable import File, choose, publishable_files
+from align.publishable import File, choose, made_folder, publishable_files
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -96,6 +96,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
     run_dir = Path(run_dir)
+    kind = made_folder(run_dir)
     _check_address(repo, endpoint)
     secrets = [value for value in (token, get_token()) if value]
     files = tuple(publishable_files(run_dir, secrets=secrets))
@@ -103,26 +104,31 @@ def push(
     if dry_run:
         return PushResult(repo, private, files, left_out)
 
-    api = HfApi(endpoint=endpoint, token=token, library_name="align-toolkit")
+    # repo_info is typed as the sum of all kinds of repositories.
+    api: Any = HfApi(endpoint=endpoint, token=token, library_name="align-toolkit")
     hub = _Hub(run_dir, repo, api.endpoint, secrets, sleep)
     hub.call(
         "creating the repository",
-        lambda: api.create_repo(repo, private=private, repo_type="model", exist_ok=True),
+        lambda: api.create_repo(repo, private=private, repo_type=kind, exist_ok=True),
     )
-    info = hub.call("reading the repository's visibility", lambda: api.model_info(repo))
+    info = hub.call(
+        "reading the repository's visibility", lambda: api.repo_info(repo, repo_type=kind)
+    )
     if private and info.private is not True:
         raise RecipeError(
             f"{repo} on {api.endpoint} is public (or does not say that it is private), and a "
             "private push was asked for. Nothing was sent. Make the repository private in its "
-            "settings, choose another name, or say that the model may be public with "
+            f"settings, choose another name, or say that the {kind} may be public with "
             "hub.private=false; then " + hub.retry
         )
     if revision is not None:
         hub.call(
             "creating the branch",
-            lambda: api.create_branch(repo, branch=revision, repo_type="model", exist_ok=True),
+            lambda: api.create_branch(repo, branch=revision, repo_type=kind, exist_ok=True),
         )
-    head = hub.call("reading the branch", lambda: api.model_info(repo, revision=revision))
+    head = hub.call(
+        "reading the branch", lambda: api.repo_info(repo, revision=revision, repo_type=kind)
+    )
 
     # create_commit and not upload_folder: that one may split into several commits (xet storage).
     # The operations are made anew for every attempt because huggingface_hub marks them as used.
@@ -137,8 +143,8 @@ def push(
                 )
                 for file in files
             ],
-            commit_message="Model, card, recipe and metrics of one run",
-            repo_type="model",
+            commit_message=f"{kind.capitalize()}, card, recipe and metrics of one run",
+            repo_type=kind,
             revision=revision,
         ),
     )
@@ -163,7 +169,7 @@ def push(
         left_in_repo=left_in_repo,
         commit=commit.oid,
         is_new_commit=commit.oid != head.sha,
-        url=f"{api.endpoint}/{repo}",
+        url=f"{api.endpoint}/{repo}" if kind == "model" else f"{api.endpoint}/datasets/{repo}",
     )
 
 

@@ -1,4 +1,4 @@
-"""Which files of a finished run may be published, and what is refused.
+"""Which files of a finished run, its model or its data set, may be published; what is refused.
 
 Three things never leave the machine: pickles (the trainer library leaves some, and loading one runs
 code), secrets, and the paths of the machine. Files are chosen by a list of what a model needs, then
@@ -43,6 +43,7 @@ MODEL_FILES = (
     "preprocessor_config.json",
     "README.md",
 )
+DATASET_FILES = ("README.md", "data/*.parquet")
 RUN_FILES = ("recipe.yaml", "metrics.json", "curves.png")
 REQUIRED = ("README.md", "recipe.yaml", "metrics.json")
 # Vocabularies are lists of words: "/root" alone is a word there, "/root/model" is not.
@@ -78,7 +79,7 @@ def publishable_files(run_dir: Path, *, secrets: Sequence[str] = ()) -> list[Fil
     Local paths in `recipe.yaml` and in the configurations are shown by their last folder's name.
 
     Args:
-        run_dir: the run's folder, with `model/`, `recipe.yaml` and `metrics.json`.
+        run_dir: the run's folder, with `model/` or `dataset/`, `recipe.yaml` and `metrics.json`.
         secrets: further strings that must not occur, besides what the environment holds.
 
     Raises:
@@ -96,14 +97,16 @@ def choose(run_dir: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]
     """(name in the repository, source) of what goes; (path, reason) of what stays."""
     chosen: list[tuple[str, Path]] = []
     left_out: list[tuple[str, str]] = []
-    model = run_dir / "model"
+    made = f"{made_folder(run_dir)}/"
     for path in sorted(_files_under(run_dir)):
         inside = path.relative_to(run_dir).as_posix()
-        name = inside.removeprefix("model/")
-        patterns = MODEL_FILES if inside.startswith("model/") else RUN_FILES
+        name = inside.removeprefix(made)
+        patterns = RUN_FILES
+        if inside.startswith(made):
+            patterns = MODEL_FILES if made == "model/" else DATASET_FILES
         # fnmatch's * crosses folders, so the depth must agree too.
         if any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in patterns):
-            root = model if inside.startswith("model/") else run_dir
+            root = run_dir / made if inside.startswith(made) else run_dir
             if not path.resolve().is_relative_to(root.resolve()):
                 raise NotPublishable(
                     f"{inside} is a link that leads out of the run folder. Nothing was sent. Put "
@@ -113,6 +116,11 @@ def choose(run_dir: Path) -> tuple[list[tuple[str, Path]], list[tuple[str, str]]
         else:
             left_out.append((inside, _why_not(name)))
     return chosen, left_out
+
+
+def made_folder(run_dir: Path) -> str:
+    """`dataset` for the run of a data set, else `model`."""
+    return "dataset" if (run_dir / "dataset").is_dir() else "model"
 
 
 def _files_under(folder: Path) -> Iterator[Path]:
@@ -158,6 +166,9 @@ def _load(name: str, source: Path) -> File:
         if changes:
             content = yaml.safe_dump(node, sort_keys=False, allow_unicode=True).encode()
             note = _note(changes)
+    elif name.endswith(".parquet"):
+        if not (raw[:4] == raw[-4:] == b"PAR1"):
+            raise _not_what_it_says(name, "Parquet")
     elif name.endswith(".png"):
         if not raw.startswith(b"\x89PNG\r\n\x1a\n"):
             raise _not_what_it_says(name, "a PNG picture")
@@ -251,9 +262,12 @@ def _note(changes: Mapping[str, str]) -> str:
 def _require_whole(run_dir: Path, files: Sequence[File]) -> None:
     have = {file.name for file in files}
     missing = [name for name in REQUIRED if name not in have]
-    if not have & {"config.json", "adapter_config.json"}:
+    if made_folder(run_dir) == "dataset":
+        if not any(name.endswith(".parquet") for name in have):
+            missing.append("dataset/data/*.parquet")
+    elif not have & {"config.json", "adapter_config.json"}:
         missing.append("model/config.json or model/adapter_config.json")
-    if not any(name.endswith(".safetensors") for name in have):
+    elif not any(name.endswith(".safetensors") for name in have):
         missing.append("model/*.safetensors")
     for file in files:
         if file.name.endswith(".index.json") and file.content is not None:
@@ -262,9 +276,24 @@ def _require_whole(run_dir: Path, files: Sequence[File]) -> None:
     if missing:
         raise NotPublishable(
             f"{home_as_tilde(run_dir)} is not the folder of a finished run: {', '.join(missing)} "
-            "is missing. Nothing was sent. Run the command that trains this model again; it goes "
+            "is missing. Nothing was sent. Run the command that made this folder again; it goes "
             "on where it stopped. Then push again."
         )
+
+
+def _texts_of(parquet: bytes) -> bytes:
+    """The rows of a Parquet file, one JSON object per line: what it holds is compressed."""
+    import io
+
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(io.BytesIO(parquet))
+    lines = (
+        json.dumps(row, ensure_ascii=False)
+        for batch in file.iter_batches()
+        for row in batch.to_pylist()
+    )
+    return "\n".join(lines).encode()
 
 
 def _refuse_secrets(run_dir: Path, files: Sequence[File], secrets: Sequence[str]) -> None:
@@ -274,6 +303,8 @@ def _refuse_secrets(run_dir: Path, files: Sequence[File], secrets: Sequence[str]
         content = file.content
         if content is None:
             content = _safetensors_header(file.name, file.source)
+        if file.name.endswith(".parquet"):
+            content = _texts_of(content)
         is_vocabulary = any(fnmatchcase(file.name, pattern) for pattern in VOCABULARIES)
         for what, at in secrets_in(content, needles, is_vocabulary=is_vocabulary):
             line = content.count(b"\n", 0, at) + 1

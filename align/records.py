@@ -46,6 +46,15 @@ Reason = Literal[
     "tie",
     "small_margin",
     "best_lost",
+    "failed",
+    "inconsistent",
+    "too_few_visits",
+    "wrong_answer",
+    "disagreement",
+    "uncertain",
+    "not_drawn",
+    "unchanged",
+    "degenerate",
 ]
 
 REASONS: Mapping[Reason, str] = {
@@ -76,6 +85,15 @@ REASONS: Mapping[Reason, str] = {
     "tie": "the judge finds neither completion better",
     "small_margin": "the completions are closer than the selection's min_margin",
     "best_lost": "the best of a tournament lost against the worst",
+    "failed": "a model or judge gave no usable answer for it; the detail says why",
+    "inconsistent": "the judge's verdicts differ between the orders or rounds it was asked in",
+    "too_few_visits": "the search visited one of the steps less often than min_visits",
+    "wrong_answer": "the answer that the search ended with is wrong, so its steps are not trusted",
+    "disagreement": "the estimator prefers the other completion than the reward does",
+    "uncertain": "the estimator is less sure of it than of the pairs that were kept",
+    "not_drawn": "the sampling of reliable pairs left it out",
+    "unchanged": "the expert found nothing to correct",
+    "degenerate": "the response repeats itself",
 }
 assert set(REASONS) == set(get_args(Reason))
 
@@ -228,6 +246,13 @@ class PreferencePair(Record):
         margin: how much better `chosen` is.
         chosen_token_weight: one weight per token of `chosen`.
         rejected_token_weight: one weight per token of `rejected`.
+        chosen_ends: False where `chosen` is the beginning of an answer, such as the steps of a
+            search so far: no end token is trained behind it. None means True.
+        rejected_ends: the same for the other side.
+        prompt_ids: the tokens that the pair was drawn with; given all three, exactly these are
+            trained on, and a tokenizer that does not read them as the texts is refused.
+        chosen_ids: the end token included, where the side has one.
+        rejected_ids: the same for the other side.
         group_id: pairs of one question, tree or document share it.
         source: the file, or hub id@revision.
         row: 1-based number of the row in `source`.
@@ -242,6 +267,11 @@ class PreferencePair(Record):
     margin: float | None = None
     chosen_token_weight: tuple[float, ...] | None = None
     rejected_token_weight: tuple[float, ...] | None = None
+    chosen_ends: bool | None = None
+    rejected_ends: bool | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    chosen_ids: tuple[int, ...] | None = None
+    rejected_ids: tuple[int, ...] | None = None
     group_id: str | None = None
     source: str
     row: int = Field(ge=1)
@@ -250,6 +280,9 @@ class PreferencePair(Record):
     def _one_kind_of_text(self) -> PreferencePair:
         if len({isinstance(text, str) for text in (self.prompt, self.chosen, self.rejected)}) != 1:
             raise ValueError("prompt, chosen and rejected must be all text or all messages")
+        ids = (self.prompt_ids, self.chosen_ids, self.rejected_ids)
+        if len({side is None for side in ids}) != 1:
+            raise ValueError("prompt_ids, chosen_ids and rejected_ids must be given all, or none")
         return self
 
     @property
@@ -260,7 +293,12 @@ class PreferencePair(Record):
     @property
     def id(self) -> str:
         """16 hex characters of the content, whatever file it came from."""
-        return content_id(self.model_dump(exclude={"source", "row"}))
+        content = self.model_dump(include=set(PreferencePair.model_fields) - {"source", "row"})
+        # A column that came later does not rename the rows that do not have it.
+        return content_id({k: v for k, v in content.items() if v is not None or k not in _LATER})
+
+
+_LATER = ("chosen_ends", "rejected_ends", "prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class RowPolicy(BaseModel):

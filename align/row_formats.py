@@ -83,6 +83,8 @@ SCORES: Mapping[str, tuple[str, ...]] = {
     "margin": ("margin",),
 }
 TOKEN_WEIGHTS = ("chosen_token_weight", "rejected_token_weight")
+ENDS = ("chosen_ends", "rejected_ends")
+TOKEN_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ASSISTANT_TURN = re.compile(
@@ -229,7 +231,8 @@ class _Reading:
             raise RowProblem(
                 "wrong_type", "chosen", f"prompt, chosen, rejected mix {', '.join(kinds)}"
             )
-        used = {"prompt", "chosen", "rejected", "group_id", "system", *TOKEN_WEIGHTS}
+        used = {"prompt", "chosen", "rejected", "group_id", "system"}
+        used.update((*TOKEN_WEIGHTS, *ENDS, *TOKEN_IDS))
         used.update(("conversations", "conversation"))
         scores: dict[str, float | None] = {}
         for name, spellings in SCORES.items():
@@ -244,6 +247,10 @@ class _Reading:
                 raise RowProblem("unsupported_content", column, "more than text")
         group = row.get("group_id")
         self.report.ignore_columns([key for key in row if key not in used])
+        ids = {column: _ids(row, column) for column in TOKEN_IDS}
+        absent = [column for column in TOKEN_IDS if ids[column] is None]
+        if 0 < len(absent) < len(TOKEN_IDS):
+            raise RowProblem("missing_field", absent[0], "absent beside the ids of the others")
         prompt, chosen, rejected = texts
         return PreferencePair(
             prompt=prompt,
@@ -255,6 +262,11 @@ class _Reading:
             margin=scores["margin"],
             chosen_token_weight=_weights(row, "chosen_token_weight"),
             rejected_token_weight=_weights(row, "rejected_token_weight"),
+            chosen_ends=_truth(row, "chosen_ends"),
+            rejected_ends=_truth(row, "rejected_ends"),
+            prompt_ids=ids["prompt_ids"],
+            chosen_ids=ids["chosen_ids"],
+            rejected_ids=ids["rejected_ids"],
             group_id=str(group) if isinstance(group, int) else self._group(group),
             source=source,
             row=number,
@@ -283,6 +295,30 @@ def _weights(row: Mapping[str, Any], column: str) -> tuple[float, ...] | None:
     if not isinstance(values, list):
         raise RowProblem("bad_score", column, f"{type(values).__name__} instead of a list")
     return tuple(_number(value, f"{column}[{i}]") for i, value in enumerate(values))
+
+
+def _truth(row: Mapping[str, Any], column: str) -> bool | None:
+    value = row.get(column)
+    if value is not None and not isinstance(value, bool):
+        raise RowProblem("wrong_type", column, f"{type(value).__name__} instead of true or false")
+    return value
+
+
+def _ids(row: Mapping[str, Any], column: str) -> tuple[int, ...] | None:
+    values = row.get(column)
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise RowProblem("wrong_type", column, f"{type(values).__name__} instead of a list")
+    for i, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, int):
+            kind = type(value).__name__
+            raise RowProblem("wrong_type", f"{column}[{i}]", f"{kind} instead of a token id")
+        if value < 0:
+            raise RowProblem("wrong_type", f"{column}[{i}]", "a token id below 0")
+    if not values:
+        raise RowProblem("missing_field", column, "no id")
+    return tuple(values)
 
 
 Read = Callable[[Mapping[str, Any], _Reading], tuple[Text, Text, Text]]

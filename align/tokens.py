@@ -12,17 +12,20 @@ What every `TokenizedPair` keeps:
 - A completion ends with one end token and nothing after it: the first control token that the
   template writes after the content, or `eos_token` for plain text. What templates write behind it
   (the newline after Qwen's `<|im_end|>`) is cut, since generation has stopped there. A completion
-  that `cut_completion` shortened has no end token: the text did not end there.
+  that `cut_completion` shortened has no end token: the text did not end there. Neither has a side
+  whose row says that it is a beginning (`chosen_ends`, `rejected_ends` False).
 - The spelling of a control token inside content stays text. It is cut after its first character
   and the pieces are encoded apart, so no token can span the whole. Control tokens are the special
   tokens of the tokenizer and the added tokens that a rendered prompt is built from.
+- Ids that a row brings along (`prompt_ids`, `chosen_ids`, `rejected_ids`) are used as they are,
+  after a check that generation would see the same prompt and that they spell the row's texts.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,6 +63,9 @@ _ANCHORS = ("\n", "a", ".")
 _PRIVATE_USE = [chr(code) for code in range(0xE000, 0xF900)]
 _IN_PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 
+# Answers for a prompt whose own ids are all that is asked for.
+_STAND_INS = ("0", "1")
+
 
 @dataclass(frozen=True)
 class TokenizedPair:
@@ -67,11 +73,11 @@ class TokenizedPair:
 
     Attributes:
         prompt_ids: shared by both sides.
-        chosen_ids: the completion's ids, the end token included.
+        chosen_ids: the completion's ids, the end token included where it ends.
         rejected_ids: the same for the other side.
         pair: the row they come from.
         notes: what was done to the row (`boundary_merge`, `control_tokens_split`, `cut_prompt`,
-            `cut_completion`).
+            `cut_completion`, `given_ids`).
     """
 
     prompt_ids: list[int]
@@ -89,6 +95,8 @@ class _Encoder:
         self.policy = policy
         self._written: dict[tuple[tuple[Role, ...], bool], int] = {}
         self._spelling: dict[str, bool] = {}
+        self._vocabulary: frozenset[int] | None = None
+        self._tail: str | None = None
         self._prefix_ids: list[int] | None = None
         self._template_checked = False
         self._find_control_tokens()
@@ -114,11 +122,33 @@ class _Encoder:
         self._control_text = re.compile("|".join(map(re.escape, spelled)) or "(?!)")
         # An unknown character becomes unk: that is no control token, unless unk doubles as one.
         unk, ends = tokenizer.unk_token_id, (tokenizer.eos_token_id, tokenizer.bos_token_id)
-        self._control_ids = frozenset(i for i in control if i != unk or i in ends)
+        self.control_ids = frozenset(i for i in control if i != unk or i in ends)
 
     def encode(self, pair: PreferencePair) -> TokenizedPair:
         """Ids of `pair` before any cut."""
         check_pair(pair)
+        made = self._of_texts(pair) if pair.prompt_ids is None else self._given(pair)
+        for at, ids in (("chosen", made.chosen_ids), ("rejected", made.rejected_ids)):
+            if len(ids) < 1 + _ends(pair, at):
+                raise RowProblem("empty_completion", at, "no token but the end token")
+            weight = pair.chosen_token_weight if at == "chosen" else pair.rejected_token_weight
+            if weight is not None and len(weight) != len(ids):
+                counted = "end token included" if _ends(pair, at) else "with no end token"
+                raise RowProblem(
+                    "bad_score",
+                    f"{at}_token_weight",
+                    f"{len(weight)} weights for {len(ids)} completion tokens, {counted}",
+                )
+        return made
+
+    def prompt_ids(self, pair: PreferencePair) -> tuple[list[int], tuple[str, ...]]:
+        """Ids of the prompt of `pair`, whose answers are not looked at, and what was done to it."""
+        bare = _with_sides(pair, *_STAND_INS)
+        check_pair(bare)
+        made = self._of_texts(bare)
+        return made.prompt_ids, tuple(note for note in made.notes if note != "boundary_merge")
+
+    def _of_texts(self, pair: PreferencePair) -> TokenizedPair:
         notes: set[str] = set()
         # The mark must be a character that no content of this row holds.
         held = {c for text in _contents(pair) for c in _IN_PRIVATE_USE.findall(text)}
@@ -126,26 +156,93 @@ class _Encoder:
         if not mark:
             raise RowProblem("bad_unicode", "prompt", "every private-use character is in use")
         prompt = self._marked(pair.prompt, "prompt", mark, notes)
-        sides = [
-            self._marked(side, at, mark, notes)
+        sides = {
+            at: self._marked(side, at, mark, notes)
             for at, side in (("chosen", pair.chosen), ("rejected", pair.rejected))
-        ]
-        if pair.is_conversational:
-            prompt_ids, completions = self._encode_chat(prompt, sides, mark, notes)
-        else:
-            prompt_ids, completions = self._encode_plain(prompt, sides, mark, notes)
-        chosen_ids, rejected_ids = completions
-        for at, ids in (("chosen", chosen_ids), ("rejected", rejected_ids)):
-            if len(ids) < 2:
-                raise RowProblem("empty_completion", at, "no token but the end token")
-            weight = pair.chosen_token_weight if at == "chosen" else pair.rejected_token_weight
-            if weight is not None and len(weight) != len(ids):
-                raise RowProblem(
-                    "bad_score",
-                    f"{at}_token_weight",
-                    f"{len(weight)} weights for {len(ids)} completion tokens, end token included",
-                )
-        return TokenizedPair(prompt_ids, chosen_ids, rejected_ids, pair, tuple(sorted(notes)))
+        }
+        encode = self._encode_chat if pair.is_conversational else self._encode_plain
+        whole = {at for at in sides if _ends(pair, at)}
+        prompt_ids, completions = encode(prompt, sides, whole, mark, notes)
+        return TokenizedPair(
+            prompt_ids, completions["chosen"], completions["rejected"], pair, tuple(sorted(notes))
+        )
+
+    def _given(self, pair: PreferencePair) -> TokenizedPair:
+        """The ids that `pair` brings along, if they are those of its texts."""
+        assert pair.prompt_ids is not None
+        assert pair.chosen_ids is not None
+        assert pair.rejected_ids is not None
+        prompt_ids, notes = self.prompt_ids(pair)
+        if prompt_ids != list(pair.prompt_ids):
+            raise RowProblem(
+                "template_mismatch",
+                "prompt_ids",
+                f"{len(pair.prompt_ids)} ids, and this tokenizer and template make "
+                f"{len(prompt_ids)} others of the prompt",
+            )
+        for at, text, ids in (
+            ("chosen", pair.chosen, pair.chosen_ids),
+            ("rejected", pair.rejected, pair.rejected_ids),
+        ):
+            if self.policy.on_control_tokens != "split":
+                self._marked(text, at, "", set())
+            self._check_given(pair, at, ids)
+        return TokenizedPair(
+            prompt_ids,
+            list(pair.chosen_ids),
+            list(pair.rejected_ids),
+            pair,
+            tuple(sorted({*notes, "given_ids"})),
+        )
+
+    def _check_given(self, pair: PreferencePair, at: str, ids: Sequence[int]) -> None:
+        """Raise where `ids` are not what this tokenizer reads as the side `at` of `pair`."""
+
+        def refuse(detail: str) -> RowProblem:
+            return RowProblem("template_mismatch", f"{at}_ids", detail)
+
+        if self._vocabulary is None:
+            self._vocabulary = frozenset(self.tokenizer.get_vocab().values())
+        unknown = next((i for i in ids if i not in self._vocabulary), None)
+        if unknown is not None:
+            raise refuse(f"id {unknown} is not in this tokenizer's vocabulary")
+        ends = _ends(pair, at)
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if ends and (not ids or ids[-1] not in self.control_ids or ids[-1] == bos != eos):
+            raise refuse(f"the last one is no end token, and {at}_ends is not false")
+        spelled = list(ids[:-1] if ends else ids)
+        if held := next((n for n, i in enumerate(spelled, 1) if i in self.control_ids), None):
+            where = f"id {held} of {len(ids)} is a control token"
+            raise refuse(where if ends else f"{where}, and {at}_ends is false")
+        text = pair.chosen if at == "chosen" else pair.rejected
+        content = text if isinstance(text, str) else text[0].content
+        assert pair.prompt_ids is not None
+        # Outer white space is the template's: some trim an answer, some write a space before it.
+        if self.spelled(spelled, pair.prompt_ids[-1]).strip() == content.strip():
+            return
+        # A text with characters that the tokenizer does not know cannot be read back.
+        if list(ids) != self._own_ids(pair, at):
+            raise refuse(f"{len(ids)} ids that this tokenizer does not read as the text of {at}")
+
+    def _own_ids(self, pair: PreferencePair, at: str) -> list[int] | None:
+        """What the text of the side `at` is encoded as; None where it cannot be."""
+        try:
+            made = self._of_texts(pair)
+        except RowProblem:
+            return None
+        return made.chosen_ids if at == "chosen" else made.rejected_ids
+
+    def spelled(self, ids: Sequence[int], behind: int) -> str:
+        """What `ids` spell behind the token `behind`.
+
+        Decoded alone they can lose a space: SentencePiece-like tokenizers take it off the first
+        word of a text.
+        """
+        before, both = self._decoded([behind]), self._decoded([behind, *ids])
+        return both[len(before) :] if both.startswith(before) else self._decoded(ids)
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return cast(str, self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def _marked(self, text: Text, at: str, mark: str, notes: set[str]) -> Text:
         """`text` with `mark` after the first character of each control token it spells."""
@@ -178,16 +275,21 @@ class _Encoder:
 
     def _can_spell(self, control: str) -> bool:
         if control not in self._spelling:
-            ids = self._ids(control[:1]) + self._continued(control[1:])
+            ids = self._ids(control[:1]) + self.continued(control[1:])
             unk = self.tokenizer.unk_token_id
             self._spelling[control] = len(control) > 1 and not any(
-                i == unk or i in self._control_ids for i in ids
+                i == unk or i in self.control_ids for i in ids
             )
         return self._spelling[control]
 
     def _encode_chat(
-        self, prompt: Text, sides: Sequence[Text], mark: str, notes: set[str]
-    ) -> tuple[list[int], list[list[int]]]:
+        self,
+        prompt: Text,
+        sides: Mapping[str, Text],
+        whole: Container[str],
+        mark: str,
+        notes: set[str],
+    ) -> tuple[list[int], dict[str, list[int]]]:
         assert not isinstance(prompt, str)
         self._check_template()
         roles: tuple[Role, ...] = tuple(message.role for message in prompt)
@@ -200,8 +302,8 @@ class _Encoder:
         own = self._controls_written(
             (*roles, "assistant"), generation=False
         ) - self._controls_written(roles, generation=True)
-        completions: list[list[int]] = []
-        for at, side in zip(("chosen", "rejected"), sides, strict=True):
+        completions: dict[str, list[int]] = {}
+        for at, side in sides.items():
             assert not isinstance(side, str)
             full_text = self._render((*prompt, *side), "conversation")
             if "control_tokens_split" in notes:
@@ -212,20 +314,30 @@ class _Encoder:
                     at,
                     "the chat template renders the prompt in another way once it is answered",
                 )
+            if at not in whole:
+                full_text = self._without_tail(full_text, at)
             ids = self._completion_ids(prompt_ids, prompt_text, full_text, mark, notes)
-            if self._controls(ids) > own:
+            if self._controls(ids) > (own if at in whole else 0):
                 raise RowProblem("control_tokens", at, "its text normalises to a control token")
-            end = next((n for n, i in enumerate(ids) if i in self._control_ids), None)
+            if at not in whole:
+                completions[at] = ids
+                continue
+            end = next((n for n, i in enumerate(ids) if i in self.control_ids), None)
             if end is None:
                 raise RowProblem(
                     "template_mismatch", at, "the chat template writes no end token behind it"
                 )
-            completions.append(ids[: end + 1])
+            completions[at] = ids[: end + 1]
         return prompt_ids, completions
 
     def _encode_plain(
-        self, prompt: Text, sides: Sequence[Text], mark: str, notes: set[str]
-    ) -> tuple[list[int], list[list[int]]]:
+        self,
+        prompt: Text,
+        sides: Mapping[str, Text],
+        whole: Container[str],
+        mark: str,
+        notes: set[str],
+    ) -> tuple[list[int], dict[str, list[int]]]:
         assert isinstance(prompt, str)
         end = self.tokenizer.eos_token_id
         if not isinstance(end, int):
@@ -236,14 +348,27 @@ class _Encoder:
         prompt_ids = self._pieces(prompt, mark)
         if self._controls(prompt_ids):
             raise RowProblem("control_tokens", "prompt", "its text normalises to a control token")
-        completions: list[list[int]] = []
-        for at, side in zip(("chosen", "rejected"), sides, strict=True):
+        completions: dict[str, list[int]] = {}
+        for at, side in sides.items():
             assert isinstance(side, str)
             ids = self._completion_ids(prompt_ids, prompt, prompt + side, mark, notes)
             if self._controls(ids):
                 raise RowProblem("control_tokens", at, "its text normalises to a control token")
-            completions.append([*ids, end])
+            completions[at] = [*ids, end] if at in whole else ids
         return [*self._prefix(), *prompt_ids], completions
+
+    def _without_tail(self, full_text: str, at: str) -> str:
+        """The rendered conversation up to the end of the last answer's own text."""
+        if self._tail is None:
+            content = "qXanswerXq"
+            answer = Message(role="assistant", content=content)
+            text = self._render((*_probe(("user",)), answer), "conversation")
+            self._tail = text.rpartition(content)[2]
+        if not full_text.endswith(self._tail):
+            raise RowProblem(
+                "template_mismatch", at, "the chat template does not close every answer alike"
+            )
+        return full_text.removesuffix(self._tail)
 
     def _completion_ids(
         self, prompt_ids: list[int], prompt_text: str, full_text: str, mark: str, notes: set[str]
@@ -253,11 +378,11 @@ class _Encoder:
             return full_ids[len(prompt_ids) :]
         notes.add("boundary_merge")
         tail = full_text[len(prompt_text) :].split(mark)
-        return [i for piece in tail for i in self._continued(piece)]
+        return [i for piece in tail for i in self.continued(piece)]
 
     def _pieces(self, text: str, mark: str) -> list[int]:
         first, *others = text.split(mark)
-        return self._ids(first) + [i for piece in others for i in self._continued(piece)]
+        return self._ids(first) + [i for piece in others for i in self.continued(piece)]
 
     def _ids(self, text: str) -> list[int]:
         # verbose=False: transformers otherwise warns about rows over model_max_length, which are
@@ -265,7 +390,7 @@ class _Encoder:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return cast(list[int], ids)
 
-    def _continued(self, text: str) -> list[int]:
+    def continued(self, text: str) -> list[int]:
         """Ids of `text` as it stands in the middle of a longer text.
 
         Encoding it alone is not the same: SentencePiece-like tokenizers put a space before the
@@ -299,7 +424,7 @@ class _Encoder:
         return self._prefix_ids
 
     def _controls(self, ids: Iterable[int]) -> int:
-        return sum(i in self._control_ids for i in ids)
+        return sum(i in self.control_ids for i in ids)
 
     def _controls_written(self, roles: tuple[Role, ...], *, generation: bool) -> int:
         """Control tokens that the template itself writes for a conversation of these roles."""
@@ -444,6 +569,22 @@ class _Encoder:
 
 def _probe(roles: Sequence[Role]) -> tuple[Message, ...]:
     return tuple(Message(role=role, content="x") for role in roles)
+
+
+def _ends(pair: PreferencePair, at: str) -> bool:
+    """Whether the side `at` is a whole answer; False for the beginning of one."""
+    return (pair.chosen_ends if at == "chosen" else pair.rejected_ends) is not False
+
+
+def _with_sides(pair: PreferencePair, chosen: str, rejected: str) -> PreferencePair:
+    """The prompt of `pair` with two other answers, and nothing else of it."""
+    sides: list[Text] = [
+        (Message(role="assistant", content=side),) if pair.is_conversational else side
+        for side in (chosen, rejected)
+    ]
+    return PreferencePair(
+        prompt=pair.prompt, chosen=sides[0], rejected=sides[1], source=pair.source, row=pair.row
+    )
 
 
 def _contents(pair: PreferencePair) -> Iterable[str]:

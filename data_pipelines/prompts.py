@@ -8,7 +8,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from align.errors import DataError
-from align.records import DroppedRow, Prompt, RowPolicy, RowProblem, RowReport, Text, prompt_id
+from align.records import (
+    DroppedRow,
+    Message,
+    Prompt,
+    RowPolicy,
+    RowProblem,
+    RowReport,
+    Text,
+    prompt_id,
+)
 from align.row_formats import pairs_from_rows
 from data_pipelines.sources import open_rows
 
@@ -20,8 +29,8 @@ def read_prompts(
 ) -> tuple[list[Prompt], RowReport]:
     """Every different prompt once, in the order of the rows.
 
-    A row is read for its column `prompt` (a text or messages); a row without one must be a whole
-    preference pair, whose prompt is taken.
+    A row is read for its column `prompt` (a text or messages) or `question` (a text, asked as a
+    user's turn); a row without either must be a whole preference pair, whose prompt is taken.
 
     Args:
         path_or_id: as `data_pipelines.sources.read_pairs` takes it.
@@ -37,7 +46,7 @@ def read_prompts(
     seen: set[str] = set()
     for source, number, row in open_rows(path_or_id, split, revision):
         try:
-            text = _prompt_of(source, number, row, policy)
+            text = prompt_of_row(source, number, row, policy)
             if prompt_id(text) in seen:
                 raise RowProblem("equal", "prompt", "an earlier row has the same prompt")
         except RowProblem as problem:
@@ -56,11 +65,23 @@ def read_prompts(
     return prompts, report
 
 
-def _prompt_of(
+def prompt_of_row(
     source: str, number: int, row: Mapping[str, Any] | RowProblem, policy: RowPolicy
 ) -> Text:
+    """The prompt of a row.
+
+    Raises:
+        RowProblem: there is none that can be asked.
+    """
     if isinstance(row, RowProblem):
         raise row
+    if row.get("prompt") is None and row.get("question") is not None:
+        asked: Any = row["question"]
+        if not isinstance(asked, str):
+            raise RowProblem("wrong_type", "question", f"{type(asked).__name__}, expected a text")
+        if not asked.strip():
+            raise RowProblem("empty_prompt", "question", "it is empty or white space")
+        return (Message(role="user", content=asked),)
     if row.get("prompt") is None:
         try:
             pairs, _ = pairs_from_rows([(source, number, row)], source=source, policy=policy)

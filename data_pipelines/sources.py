@@ -22,7 +22,15 @@ import pyarrow.parquet as pq
 
 from align.errors import DataError, MachineError
 from align.records import PreferencePair, RowPolicy, RowProblem, RowReport
-from align.row_formats import SCORES, TOKEN_WEIGHTS, Format, RawRow, pairs_from_rows
+from align.row_formats import (
+    ENDS,
+    SCORES,
+    TOKEN_IDS,
+    TOKEN_WEIGHTS,
+    Format,
+    RawRow,
+    pairs_from_rows,
+)
 
 READABLE = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
 SPLIT_NAMES = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval"})
@@ -245,7 +253,7 @@ def _broken_list(path: Path, number: int, text: str, at: int) -> DataError:
 
 
 def _read_csv(path: Path) -> Iterator[RawRow]:
-    """A header and rows; messages and token weights are JSON inside their cells."""
+    """A header and rows; messages, token weights and token ids are JSON in their cells."""
     limit = csv.field_size_limit(2**31 - 1)
     try:
         with io.TextIOWrapper(
@@ -287,6 +295,12 @@ def _csv_row(header: list[str], cells: list[str]) -> Mapping[str, Any] | RowProb
                 row[name] = _DECODER.decode(cell)
             except (ValueError, RecursionError):
                 return RowProblem("bad_score", name, "no number")
+        elif name in ENDS or name in TOKEN_IDS:
+            try:
+                # Python and pandas write True and False.
+                row[name] = _DECODER.decode(cell.lower())
+            except (ValueError, RecursionError):
+                return RowProblem("wrong_type", name, "no JSON")
     return row
 
 

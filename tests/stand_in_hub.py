@@ -158,10 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
             return (200 if good else 400), {"errors": [], "warnings": []}, {}
         if path.endswith(".git/info/lfs/objects/batch"):
             return 200, self._batch(json.loads(body)), {}
-        if not path.startswith("/api/models/"):
+        if not path.startswith(("/api/models/", "/api/datasets/")):
             return 404, {"error": f"no such route: {method} {path}"}, {}
-        parts = path.removeprefix("/api/models/").split("/")
+        kind, *parts = path.removeprefix("/api/").split("/")
         name, rest = "/".join(parts[:2]), parts[2:]
+        if kind == "datasets":
+            name = f"datasets/{name}"
         repo = hub.repos.get(name)
         if repo is None:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
@@ -184,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, node: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
         hub = self.server
         name = f"{node['organization']}/{node['name']}"
+        if node.get("type") == "dataset":
+            name = f"datasets/{name}"
         if node["organization"] not in hub.namespaces:
             return 403, {"error": "You don't have the rights to create a model here"}, {}
         answer = {"url": f"{hub.url}/{name}", "name": name}

@@ -80,7 +80,8 @@ def build_rows(folder: Path) -> None:
         texts.add("".join(LETTERS[i] for i in drawn))
     rows = sorted(texts)
     write_rows(
-        folder / "prompts.jsonl", [{"prompt": [{"role": "user", "content": t}]} for t in rows]
+        folder / "prompts.jsonl",
+        [{"prompt": [{"role": "user", "content": t}], "answer": ""} for t in rows],
     )
     write_rows(folder / "answers.jsonl", [{"prompt": t, "answer": ""} for t in rows])
     write_rows(
@@ -128,6 +129,23 @@ def write_recipe(folder: Path, start: Path, **changes: Any) -> Path:
         if stage.get("path") == "answers.jsonl":
             stage["path"] = str(folder / "answers.jsonl")
     path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(nodes))
+    return path
+
+
+def write_data_recipe(folder: Path, start: Path, build: Sequence[Any], **changes: Any) -> Path:
+    """`data.yaml` of a data set of all prompts in `folder`, which `build_rows` has filled."""
+    nodes: dict[str, Any] = {
+        "model": {"model_name_or_path": str(start)},
+        "prompts": {"source": str(folder / "prompts.jsonl")},
+        "data": {"max_dropped": 0.5},
+        "build": [dict(stage) for stage in build],
+        **changes,
+    }
+    for stage in nodes["build"]:
+        if stage.get("path") == "answers.jsonl":
+            stage["path"] = str(folder / "answers.jsonl")
+    path = folder / "data.yaml"
     path.write_text(yaml.safe_dump(nodes))
     return path
 

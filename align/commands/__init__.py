@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import AlignError, DataError, MachineError, RecipeError
 from align.manifest import damage
-from align.recipe import Data, Model, Recipe, load_recipe, recipe_key, resolved_yaml
+from align.recipe import (
+    Data,
+    DataRecipe,
+    Model,
+    Recipe,
+    load_data_recipe,
+    load_recipe,
+    makes_data,
+    recipe_key,
+    resolved_yaml,
+)
 from align.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -94,7 +104,7 @@ def train_recipe(
         run.release()
 
 
-def default_run(path: Path, recipe: Recipe) -> Path:
+def default_run(path: Path, recipe: Recipe | DataRecipe) -> Path:
     """outputs/<method>-<recipe>-<key>."""
     return Path("outputs") / f"{path.resolve().parent.name}-{path.stem}-{recipe_key(recipe)}"
 
@@ -103,6 +113,10 @@ def check_recipe(path: Path, overrides: Sequence[str], show_example: bool) -> st
     """The dry run: recipe, rows, tokens, memory and disk, without training."""
     from align.check import check
 
+    if makes_data(path, overrides):
+        from align.commands.data import check_data
+
+        return check_data(load_data_recipe(path, overrides), show_example)
     recipe = load_recipe(path, overrides)
     if recipe.is_loop:
         from align.commands.check_loop import check_loop

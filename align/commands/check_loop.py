@@ -27,7 +27,7 @@ def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
     """
     from align.check import check_roles
 
-    recipe = workshop.recipe
+    recipe = workshop.loop_recipe
     check_chain(stages, dict.fromkeys(GIVEN))
     outside = {
         role: source

@@ -17,11 +17,10 @@ from align.commands import load_tokenizer
 from align.commands.artefacts import read_lines
 from align.commands.launching import write_failure
 from align.commands.policies import load_round_policy, save_policy, unpatched
-from align.commands.stages import Workshop
+from align.commands.stages import Workshop, trained_columns
 from align.commands.training import train_on
 from align.errors import AlignError, Interrupted
 from align.recipe import load_recipe
-from align.records import PreferencePair
 
 
 def main(path: str) -> int:
@@ -31,7 +30,7 @@ def main(path: str) -> int:
     state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
     workshop = Workshop(recipe, order["start"], load_tokenizer(recipe.model, order["start"]))
     model = load_round_policy(recipe, Path(order["policy"]), order["start"], trainable=True)
-    pairs = [PreferencePair.model_validate(row) for row in read_lines(Path(order["pairs"]))]
+    pairs = [trained_columns(row) for row in read_lines(Path(order["pairs"]))]
     scratch = Path(order["scratch"])
     trainer, about = train_on(
         recipe, workshop, model, pairs, order["roles"], order["seed"], scratch

@@ -14,12 +14,14 @@ from accelerate import PartialState
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.loops.stage import StageContext
-from align.recipe import Recipe
+from align.recipe import DataRecipe, Recipe
 from align.trainers.quantization import keep_gradients_on_cpu
 from align.trainers.run import load_policy
 
 
-def load_round_policy(recipe: Recipe, folder: Path, start: str, *, trainable: bool) -> Any:
+def load_round_policy(
+    recipe: Recipe | DataRecipe, folder: Path, start: str, *, trainable: bool
+) -> Any:
     """The policy in an artefact's folder: a whole model, or an adapter on the start policy.
 
     Args:
@@ -65,7 +67,9 @@ def _is_placed(model: Any) -> bool:
 
 
 @contextlib.contextmanager
-def borrowed_policy(context: StageContext, recipe: Recipe, start: str) -> Iterator[Any]:
+def borrowed_policy(
+    context: StageContext, recipe: Recipe | DataRecipe, start: str
+) -> Iterator[Any]:
     """The newest policy, from memory where it is there; given back unchanged afterwards."""
     model = context.take("policy")
     if model is None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.errors import RecipeError
 from align.recipe import Prompts
 from align.records import Message, Prompt, RowPolicy, RowReport
 
+if TYPE_CHECKING:
+    from data_pipelines.rows import Question
+
+SUMS = "world:sums"
 # Of a world, which has as many as one likes.
 WORLD_ROUND = 256
 
@@ -27,6 +31,7 @@ class PromptSource:
     policy: RowPolicy
     _rows: list[Prompt] | None = field(default=None, init=False)
     _report: RowReport | None = field(default=None, init=False)
+    _known: dict[str, Question] | None = field(default=None, init=False)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -53,6 +58,17 @@ class PromptSource:
         random.Random(f"prompts/{self.section.seed}/{epoch}").shuffle(order)
         return order[place * wanted : (place + 1) * wanted]
 
+    def questions_of_round(self, number: int) -> list[Question]:
+        """The same prompts with their answers, where the source gives them.
+
+        Raises:
+            RecipeError: the world has no answers.
+        """
+        if self.section.source == SUMS:
+            return [_sums_question(prompt) for prompt in self.of_round(number)]
+        known = self._answers()
+        return [known[prompt.id] for prompt in self.of_round(number)]
+
     def counts(self) -> dict[str, Any]:
         """Rows read, kept, and dropped by reason, where there are any rows."""
         if self._report is None:
@@ -72,6 +88,51 @@ class PromptSource:
                 policy=self.policy,
             )
         return self._rows
+
+    def _answers(self) -> dict[str, Question]:
+        """By the prompt's id."""
+        if self.section.source.startswith("world:"):
+            raise RecipeError(
+                f"prompts.source: {self.section.source} has no right answers to search for; write "
+                f"{SUMS}, or a file of questions."
+            )
+        if self._known is None:
+            from data_pipelines.questions import read_questions
+
+            section = self.section
+            found, _ = read_questions(
+                section.source,
+                split=section.split,
+                revision=section.revision,
+                policy=self.policy,
+            )
+            of_id: dict[str, Question] = {}
+            for question in found:
+                prompt = Prompt(
+                    prompt=question.prompt,
+                    group_id=question.group_id,
+                    source=question.source,
+                    row=question.row,
+                )
+                of_id[prompt.id] = question
+            self._known = of_id
+        return self._known
+
+
+def _sums_question(prompt: Prompt) -> Question:
+    from align.worlds import sums
+    from data_pipelines.rows import Question
+
+    assert not isinstance(prompt.prompt, str)
+    operands: Any = tuple(map(int, prompt.prompt[-1].content.removesuffix("?").split("+")))
+    return Question(
+        prompt=prompt.prompt,
+        answer=str(sum(operands)),
+        solution=sums.solution_of(operands),
+        group_id=prompt.group_id,
+        source=prompt.source,
+        row=prompt.row,
+    )
 
 
 def _of_world(section: Prompts, number: int) -> list[Prompt]:

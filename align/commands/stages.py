@@ -6,6 +6,8 @@ judge      completions       -> judged
 select     judged            -> pairs
 train      pairs, policy     -> policy (and anchor, where it is an average)
 evaluate   policy            -> metrics
+
+Those of the pipelines stand in `align.commands.pipelines`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from align.commands.training import RoundTraining
 from align.errors import DataError
 from align.loops.stage import Stage, StageContext
 from align.policies.base import Failed, Sampling
-from align.recipe import Recipe
+from align.recipe import DataRecipe, Recipe
+from align.recipe.pipelines.expert_correction import OnPolicyAlignment
 from align.recipe.stages import Ask, EvaluateRound, Generate, Judge, Select, TrainRound
 from align.records import Completion, JudgedPrompt, PreferencePair
 
@@ -46,9 +49,15 @@ class Workshop:
         tokenizer: of all its policies.
     """
 
-    recipe: Recipe
+    recipe: Recipe | DataRecipe
     start: str
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def loop_recipe(self) -> Recipe:
+        """Of a loop, which trains and measures; a recipe of a data set does neither."""
+        assert isinstance(self.recipe, Recipe), "data recipes refuse train and evaluate stages"
+        return self.recipe
 
     @property
     def model_settings(self) -> dict[str, Any]:
@@ -70,9 +79,17 @@ def stages_of(workshop: Workshop) -> list[Stage]:
             case Select():
                 stages.append(SelectStage(node))
             case TrainRound():
-                stages.append(TrainStage(workshop, RoundTraining(workshop.recipe), node))
+                stages.append(TrainStage(workshop, RoundTraining(workshop.loop_recipe), node))
             case EvaluateRound():
                 stages.append(EvaluateStage(workshop))
+            case OnPolicyAlignment():
+                from align.commands.alignment import AlignmentStage
+
+                stages.append(AlignmentStage(workshop, node))
+            case _:
+                from align.commands.pipelines import pipeline_stage
+
+                stages.append(pipeline_stage(workshop, node))
     return stages
 
 
@@ -287,7 +304,7 @@ class TrainStage:
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Trains on from the newest policy."""
-        pairs = [PreferencePair.model_validate(row) for row in read_lines(context.input("pairs"))]
+        pairs = [trained_columns(row) for row in read_lines(context.input("pairs"))]
         if self.node.launch is not None:
             return self.training.launched(context, self.workshop, self.node.launch)
         return self.training.in_process(context, self.workshop, pairs)
@@ -305,7 +322,7 @@ class EvaluateStage:
 
     def settings(self) -> Mapping[str, Any]:
         """What is measured, and how weights are loaded."""
-        recipe = self.workshop.recipe
+        recipe = self.workshop.loop_recipe
         found = recipe.evaluate.model_dump(mode="json") | {"model": self.workshop.model_settings}
         if recipe.data.eval_pairs is not None:
             found["rows"] = content_digest(recipe.data.eval_pairs)
@@ -320,11 +337,17 @@ class EvaluateStage:
         return {name: value["value"] for name, value in found.items()}
 
 
+def trained_columns(row: Mapping[str, Any]) -> PreferencePair:
+    """A row without the provenance that a pipeline gave it."""
+    known = PreferencePair.model_fields
+    return PreferencePair.model_validate({k: v for k, v in row.items() if k in known})
+
+
 def measured(workshop: Workshop, policy: Any | None) -> dict[str, Any]:
     """The recipe's suite on a policy, against the loop's start; None measures the start itself."""
     from align.commands import held_out_rows, measure
 
-    recipe = workshop.recipe
+    recipe = workshop.loop_recipe
     start = load_round_policy(recipe, Path(workshop.start), workshop.start, trainable=False)
     rows = held_out_rows(recipe, workshop.tokenizer)
     return measure(recipe, policy or start, start, workshop.tokenizer, rows)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from align.loops.calls import key_of
-from align.records import Text
+from align.records import Message, Text
 
 
 @dataclass(frozen=True)
@@ -17,25 +17,38 @@ class Call:
     """One question to a model.
 
     Attributes:
-        prompt: plain text, or the messages of a conversation.
+        prompt: plain text, the messages of a conversation, or token ids.
         parameters: exactly what is sent along; strict JSON.
         template: version of what the prompt was made with.
         parser: version of what decides whether an answer is usable.
         sample: number of the repetition.
     """
 
-    prompt: Text
+    prompt: Text | tuple[int, ...]
     parameters: Mapping[str, Any]
     template: str
     parser: str
     sample: int = 0
 
+    @property
+    def messages(self) -> tuple[Message, ...] | None:
+        """The conversation; None for plain text and for token ids."""
+        if isinstance(self.prompt, str) or self.holds_ids:
+            return None
+        return tuple(turn for turn in self.prompt if isinstance(turn, Message))
+
+    @property
+    def holds_ids(self) -> bool:
+        """Whether the prompt is token ids."""
+        return not isinstance(self.prompt, str) and any(isinstance(x, int) for x in self.prompt)
+
     def key(self, model: str, revision: str) -> str:
         """The key in the call store."""
+        messages = self.messages
         prompt = (
             self.prompt
-            if isinstance(self.prompt, str)
-            else [[message.role, message.content] for message in self.prompt]
+            if messages is None
+            else [[message.role, message.content] for message in messages]
         )
         return key_of(
             prompt_bytes=json.dumps(prompt, separators=(",", ":")).encode("ascii"),
@@ -58,6 +71,8 @@ class Reply:
         refusal: the server's own words where it declined.
         prompt_tokens: as the server counts them.
         completion_tokens: as the server counts them.
+        logprobs: what the server says of its tokens, as it came: `tokens`, `token_logprobs`,
+            `top_logprobs`, `token_ids`, each only where it was given.
     """
 
     text: str
@@ -65,6 +80,7 @@ class Reply:
     refusal: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    logprobs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,12 @@ class Policy(Protocol):
 
 def sample_seed(seed: int, prompt: Prompt, sample: int) -> int:
     """A number in [0, 2**31) that belongs to one sample of one prompt, wherever it is drawn."""
-    text = f"{seed}/{prompt.id}/{sample}"
+    return stream_seed(seed, prompt.id, sample)
+
+
+def stream_seed(seed: int, key: str, sample: int) -> int:
+    """A number in [0, 2**31) that belongs to one sample of what `key` names."""
+    text = f"{seed}/{key}/{sample}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 

@@ -131,23 +131,23 @@ class OpenAICaller:
         # As extra fields: which arguments the client itself knows differs between its versions.
         body = dict(call.parameters)
         try:
-            if isinstance(call.prompt, str):
+            if call.messages is None:
                 response = await raw.completions.create(
                     model=self.model, prompt=call.prompt, extra_body=body
                 )
             else:
-                messages = [message.model_dump() for message in call.prompt]
+                messages = [message.model_dump() for message in call.messages]
                 response = await raw.chat.completions.create(
                     model=self.model, messages=messages, extra_body=body
                 )
-            return _reply(response.http_response.text, is_chat=not isinstance(call.prompt, str))
+            return _reply(response.http_response.text, is_chat=call.messages is not None)
         except UnicodeEncodeError:
             raise Rejected("the request holds a lone surrogate, which is no text") from None
         except openai.APIConnectionError as error:
             raise self._no_answer(error) from error
         except openai.APIStatusError as error:
             # Without its cause: the client's exception may hold the key and the request's text.
-            raise self._status(error) from None
+            raise self._status(error, call) from None
 
     def _no_answer(self, error: Any) -> Transient:
         cause = type(error.__cause__).__name__
@@ -157,7 +157,7 @@ class OpenAICaller:
             return Transient(f"no answer within {self.endpoint.timeout:g} s")
         return Transient(f"the connection broke ({cause})")
 
-    def _status(self, error: Any) -> Exception:
+    def _status(self, error: Any, call: Call) -> Exception:
         """What a status other than 200 means; the server's words are shown only where they help."""
         server = f"The server of {self.model} at {self.address}"
         status: int = error.status_code
@@ -176,6 +176,13 @@ class OpenAICaller:
                 "stored and is not asked twice."
             )
         words = " ".join(str(error.message).replace(self.endpoint.api_key(), "***").split())
+        if status == 404 and call.holds_ids:
+            return RecipeError(
+                f"{server} answers HTTP 404 at /completions: {words[:SHOWN]}. What continues an "
+                "answer that has begun needs that route, which vLLM has and chat-only servers have "
+                "not: look at base_url, which ends in /v1, and at the model's name, or name the "
+                "weights as a folder or Hub id."
+            )
         if status == 404:
             return RecipeError(
                 f"{server} answers HTTP 404: {words[:SHOWN]}. Look at base_url, which ends in "
@@ -216,4 +223,18 @@ def _reply(text: str, *, is_chat: bool) -> Reply:
     if not isinstance(content, str | None) or not isinstance(refusal, str | None):
         raise Transient("the body is no completion (its text is no text)")
     prompt_tokens, completion_tokens = (n if isinstance(n, int) else None for n in counts)
-    return Reply(content or "", str(finish), refusal, prompt_tokens, completion_tokens)
+    logprobs = None if is_chat else _logprobs(choice)
+    return Reply(content or "", str(finish), refusal, prompt_tokens, completion_tokens, logprobs)
+
+
+def _logprobs(choice: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a choice of `/completions` says of its tokens; vLLM puts their ids beside it."""
+    given = choice.get("logprobs")
+    found = {
+        name: given[name]
+        for name in ("tokens", "token_logprobs", "top_logprobs")
+        if isinstance(given, dict) and given.get(name) is not None
+    }
+    if choice.get("token_ids") is not None:
+        found["token_ids"] = choice["token_ids"]
+    return found or None

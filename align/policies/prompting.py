@@ -6,10 +6,11 @@ it was trained on, and what it writes is trained on as it stood.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
 
+from align.errors import RecipeError
 from align.forest.rows import TokenRow
 from align.policies.base import Failed, Sampling, completion_of
 from align.records import Completion, Message, PreferencePair, Prompt, RowPolicy, RowProblem, Text
@@ -61,6 +62,8 @@ class Prompting:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._encoder = _Encoder(tokenizer, RowPolicy(max_length=None))
+        self._alone: dict[int, str] = {}
+        self._spelled_by: dict[str, list[int]] = {}
 
     def row(self, prompt: Text, completion: str) -> TokenRow:
         """Ids of the prompt and of its completion, the end token included.
@@ -69,16 +72,60 @@ class Prompting:
             RowProblem: prompt or completion cannot be used.
             DataError: no such row can be used with this tokenizer.
         """
-        other = _STAND_INS[0] if completion != _STAND_INS[0] else _STAND_INS[1]
-        pair = PreferencePair(
-            prompt=prompt,
-            chosen=_beside(prompt, completion),
-            rejected=_beside(prompt, other),
-            source="",
-            row=1,
-        )
-        encoded = self._encoder.encode(pair)
+        encoded = self._encoder.encode(_pair(prompt, completion))
         return TokenRow(encoded.prompt_ids, encoded.chosen_ids)
+
+    def prompt_ids(self, prompt: Text) -> tuple[int, ...]:
+        """Ids that an answer to `prompt` continues.
+
+        Raises:
+            RowProblem: the prompt cannot be used.
+            DataError: no such row can be used with this tokenizer.
+        """
+        ids, _ = self._encoder.prompt_ids(_pair(prompt, _STAND_INS[0]))
+        return tuple(ids)
+
+    def end_and_control_ids(
+        self, of_model: int | Sequence[int] | None
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        """Ids that end an answer, plain or in a chat, and the other control tokens.
+
+        Args:
+            of_model: end tokens of the model's generation config.
+        """
+        begun = Begun()
+        if self.tokenizer.chat_template is not None:
+            question = (Message(role="user", content=_STAND_INS[0]),)
+            begun.ends.add(self.row(question, _STAND_INS[0]).completion_ids[-1])
+        ends = self.ends(begun, of_model, Sampling(max_new_tokens=1))
+        return ends.whole, ends.control
+
+    def option_ids(self, options: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+        """Per option, every single token that spells it, white space around it aside.
+
+        Raises:
+            RecipeError: no token of the vocabulary spells an option, or two options share one.
+        """
+        if not self._spelled_by:
+            special = set(self.tokenizer.all_special_ids)
+            ids = sorted(set(self.tokenizer.get_vocab().values()) - special)
+            for i, text in zip(ids, map(self._decoded, ([i] for i in ids)), strict=True):
+                self._spelled_by.setdefault(text.strip(), []).append(i)
+        found: dict[str, list[int]] = {}
+        for name, spellings in options.items():
+            wanted = dict.fromkeys(spelling.strip() for spelling in spellings)
+            found[name] = [i for one in wanted if one for i in self._spelled_by.get(one, ())]
+            if not found[name]:
+                raise RecipeError(
+                    f"No single token of this model spells the option {name!r} as any of "
+                    f"{sorted(wanted)}: ask for an answer of one short word, such as A or B."
+                )
+        if len({i for ids in found.values() for i in ids}) < sum(map(len, found.values())):
+            raise RecipeError(
+                f"The options {sorted(found)} share a spelling, so what the model answers could "
+                "not be told apart: give each option spellings of its own."
+            )
+        return found
 
     def begin(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, longest: int) -> Begun:
         """Ids that generation continues, for `n` samples in at most `longest` tokens in all.
@@ -111,10 +158,7 @@ class Prompting:
         named = [of_model] if isinstance(of_model, int) else list(of_model or ())
         eos = self.tokenizer.eos_token_id
         whole = {*begun.ends, *named, *([eos] if isinstance(eos, int) else [])}
-        added = self.tokenizer.added_tokens_decoder
-        control = {i for i, token in added.items() if token.special}
-        # An unknown character becomes unk: that is text.
-        control -= {cast(int, self.tokenizer.unk_token_id)}
+        control = self._encoder.control_ids
         return Ends(frozenset(whole), frozenset(control - whole), sampling.stop)
 
     def text(self, ids: Sequence[int], behind: int) -> str:
@@ -123,8 +167,35 @@ class Prompting:
         Decoded alone they can lose a space: SentencePiece-like tokenizers take it off the first
         word of a text.
         """
-        before, both = self._decoded([behind]), self._decoded([behind, *ids])
-        return both[len(before) :] if both.startswith(before) else self._decoded(ids)
+        return self._encoder.spelled(ids, behind)
+
+    def continued(self, text: str) -> list[int]:
+        """Ids of `text` as it stands in the middle of a longer text."""
+        return self._encoder.continued(text)
+
+    def has_stopped(self, ids: Sequence[int], behind: int, stop: Sequence[str]) -> bool:
+        """Whether the last of `ids`, which stand behind the token `behind`, completed a stop."""
+        if not self._may_hold(ids[-1], stop):
+            return False
+        # A token may be less than a character, so more tokens are looked at than the text has.
+        window = 4 * max(map(len, stop)) + 8
+        before = behind if len(ids) <= window else ids[-window - 1]
+        text = self.text(ids[-window:], before)
+        return any(one in text for one in stop)
+
+    def text_of(self, i: int) -> str:
+        """The text of one token alone."""
+        if i not in self._alone:
+            self._alone[i] = self._decoded([i])
+        return self._alone[i]
+
+    def _may_hold(self, i: int, stop: Sequence[str]) -> bool:
+        """False where token `i` has no character of any text of `stop`: most tokens, quickly."""
+        alone = self.text_of(i)
+        # Alone it may have lost its space, or be a part of a character.
+        if not alone or "\ufffd" in alone or any(" " in one for one in stop):
+            return True
+        return any(character in alone for one in stop for character in one)
 
     def _decoded(self, ids: Sequence[int]) -> str:
         return cast(str, self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
@@ -163,6 +234,13 @@ class Prompting:
         if not text.strip():
             return Failed(prompt, sample, "empty", f"{len(ids)} tokens, all white space")
         return completion_of(prompt, text, policy=identity, sample=sample)
+
+
+def _pair(prompt: Text, completion: str) -> PreferencePair:
+    """The two as a row, with some other completion."""
+    other = _STAND_INS[0] if completion != _STAND_INS[0] else _STAND_INS[1]
+    sides = (_beside(prompt, completion), _beside(prompt, other))
+    return PreferencePair(prompt=prompt, chosen=sides[0], rejected=sides[1], source="", row=1)
 
 
 def _beside(prompt: Text, completion: str) -> Text:

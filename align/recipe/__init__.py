@@ -8,11 +8,14 @@ line. Keys of `model` and `train` are those of TRL 1.16 (`ModelConfig`, `DPOConf
 datasets.
 """
 
+from align.recipe.data_recipe import DataRecipe, Workers
 from align.recipe.explaining import explain
 from align.recipe.loading import (
     USUAL_LEARNING_RATE,
     USUAL_LEARNING_RATE_LORA,
+    load_data_recipe,
     load_recipe,
+    makes_data,
     notices,
 )
 from align.recipe.refused import REFUSED
@@ -42,6 +45,7 @@ __all__ = [
     "WORLD_MODELS",
     "WORLD_PAIRS",
     "Data",
+    "DataRecipe",
     "Evaluate",
     "Hub",
     "Model",
@@ -52,8 +56,11 @@ __all__ = [
     "Sample",
     "Scheduler",
     "Train",
+    "Workers",
     "explain",
+    "load_data_recipe",
     "load_recipe",
+    "makes_data",
     "notices",
     "recipe_key",
     "resolved_yaml",

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
 from align.recipe.base import Conflict, KeyPath
+from align.recipe.data_recipe import DATA_SECTIONS, DataRecipe
 from align.recipe.reading import UNREADABLE, Draft
-from align.recipe.schemas import choices_of, expected_in_words, model_at, schema_at, schema_of
+from align.recipe.schemas import (
+    STAGE_LISTS,
+    choices_of,
+    expected_in_words,
+    model_at,
+    schema_at,
+    schema_of,
+)
 from align.recipe.sections import OBJECTIVES, SECTIONS, Recipe
 from align.recipe.stages import STAGES
 from align.recipe.suggestions import did_you_mean, unknown_key
@@ -20,16 +28,66 @@ from align.recipe.yaml_rules import TAG, as_yaml, plain_tag
 
 def build(draft: Draft) -> Recipe | None:
     """The recipe, where every section is right; else what is wrong goes into the draft."""
+    optional = ("prompts",)
+    parts = _built_sections(draft, SECTIONS, _needed(draft), optional, [*Recipe.model_fields])
+    stages = _built_stages(draft, "each_round")
+    rounds = _rounds(draft)
+    if parts is None or stages is None or rounds == 0:
+        return None
+    return _whole(draft, Recipe, {**parts, "rounds": rounds, "each_round": stages})
+
+
+def build_data(draft: Draft) -> DataRecipe | None:
+    """The recipe of a data set, where every section is right; else the draft says what is wrong."""
+    for key in ("objective", "train", "roles", "rounds", "each_round", "evaluate", "keep"):
+        if draft.values.pop(key, None) is not None:
+            draft.add((key,), "a recipe with `build` trains nothing; take one of the two out")
+    keys = [*DataRecipe.model_fields]
+    parts = _built_sections(draft, DATA_SECTIONS, ("model",), ("prompts",), keys)
+    stages = _built_stages(draft, "build")
+    seed = draft.values.get("seed", 0)
+    if type(seed) is not int or seed < 0:
+        draft.add(("seed",), f"found {as_yaml(seed)}; write an integer >= 0")
+        return None
+    if parts is None or stages is None:
+        return None
+    return _whole(draft, DataRecipe, {**parts, "seed": seed, "build": stages})
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def _whole(draft: Draft, root: type[R], parts: dict[str, Any]) -> R | None:
+    try:
+        return root(**parts)
+    except ValidationError as error:
+        for fault in error.errors():
+            if fault["type"] != "conflict":
+                draft.add((str(fault["loc"][0]),), _sentence(fault["msg"]))
+                continue
+            for key, text in cast("list[Conflict]", fault["ctx"]["conflicts"]):  # type: ignore[typeddict-item]
+                draft.add(tuple(key.split(".")), text)
+        return None
+
+
+def _built_sections(
+    draft: Draft,
+    sections: Sequence[str],
+    needed: Sequence[str],
+    optional: Sequence[str],
+    keys: Sequence[str],
+) -> dict[str, Any] | None:
+    """The sections, or None where one is wrong."""
     for key in draft.values:
-        if key not in Recipe.model_fields:
+        if key not in keys:
             draft.add((key,), unknown_key((key,), ""))
     parts: dict[str, Any] = {}
     complete = True
-    for section in SECTIONS:
+    for section in sections:
         node = draft.values.get(section)
-        if node is None and section == "prompts":
+        if node is None and section in optional:
             continue
-        if node is None and section in _needed(draft):
+        if node is None and section in needed:
             draft.add((section,), f"is missing; write {_EXAMPLES[section]}")
         elif node is not None and not isinstance(node, dict):
             found = as_yaml(node)
@@ -41,17 +99,7 @@ def build(draft: Draft) -> Recipe | None:
             assert model is not None
             parts[section] = _built(draft, (section,), model, cast("dict[str, Any]", node or {}))
         complete = complete and parts.get(section) is not None
-    stages = _built_stages(draft, draft.values.get("each_round"))
-    parts |= {"rounds": _rounds(draft), "each_round": stages}
-    if not complete or stages is None or parts["rounds"] == 0:
-        return None
-    try:
-        return Recipe(**parts)
-    except ValidationError as error:
-        for fault in error.errors():
-            for key, text in cast("list[Conflict]", fault["ctx"]["conflicts"]):  # type: ignore[typeddict-item]
-                draft.add(tuple(key.split(".")), text)
-        return None
+    return parts if complete else None
 
 
 def _needed(draft: Draft) -> tuple[str, ...]:
@@ -69,16 +117,17 @@ def _rounds(draft: Draft) -> int | None:
     return 0
 
 
-def _built_stages(draft: Draft, node: Any) -> tuple[BaseModel, ...] | None:
+def _built_stages(draft: Draft, key: str) -> tuple[BaseModel, ...] | None:
+    node = draft.values.get(key)
     if node is None:
         return ()
     if not isinstance(node, list):
         found = as_yaml(node)
-        draft.add(("each_round",), f"found {found}; write a list of stages, `- {{run: generate}}`")
+        draft.add((key,), f"found {found}; write a list of stages, `- {{run: generate}}`")
         return None
     built: list[BaseModel | None] = []
     for i, stage in enumerate(cast("list[Any]", node)):
-        path = ("each_round", str(i))
+        path = (key, str(i))
         name: Any = cast("dict[str, Any]", stage).get("run") if isinstance(stage, dict) else None
         if name is None:
             draft.add(path, "is no stage; write `- {run: generate}`, each with its keys")
@@ -136,7 +185,7 @@ def _built(
         objective = ""
         if path == ("objective",):
             objective = str(node.get("name"))
-        elif path[0] == "each_round":
+        elif path[0] in STAGE_LISTS:
             objective = str(node.get("run"))
         told: set[KeyPath] = set()
         for fault in error.errors():

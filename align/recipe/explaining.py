@@ -6,6 +6,7 @@ from pydantic import BaseModel
 
 from align.errors import RecipeError
 from align.recipe.base import KeyPath
+from align.recipe.data_recipe import DataRecipe
 from align.recipe.refused import REFUSED
 from align.recipe.schemas import (
     description_of,
@@ -31,13 +32,19 @@ def explain(key: str = "") -> str:
     path = tuple(part for part in key.split(".") if part)
     if not path:
         lines = [f"{name}: {description_of(Recipe, name)}" for name in Recipe.model_fields]
+        lines += [
+            f"{name} (of a data recipe): {description_of(DataRecipe, name)}"
+            for name in DataRecipe.model_fields
+            if name not in Recipe.model_fields
+        ]
         return "\n".join(lines)
     refused = REFUSED.get(".".join(path[:-1]), {}).get(path[-1])
     if refused is not None:
         return f"{key}: not a key of a recipe; {refused}"
     if path[0] == "objective":
         return _explain_objective(key, path)
-    model = model_at(path[:-1], "")
+    is_of_data = len(path) == 1 and path[0] not in Recipe.model_fields
+    model = DataRecipe if is_of_data else model_at(path[:-1], "")
     if model is None or path[-1] not in model.model_fields:
         suggestion = nearest_key(path, "")
         raise RecipeError(f"{key}: no such key{suggestion}")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.errors import RecipeError
-from align.recipe.building import build
-from align.recipe.reading import apply_override, position_of, read_draft
+from align.recipe.building import build, build_data
+from align.recipe.data_recipe import DataRecipe
+from align.recipe.reading import Draft, apply_override, position_of, read_draft
 from align.recipe.sections import Model, Recipe
 
 logger = logging.getLogger(__name__)
@@ -30,17 +31,64 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: everything wrong with the file and the overrides, one line each.
     """
-    draft = read_draft(Path(path))
-    for override in overrides:
-        apply_override(draft, override)
+    draft = _draft(path, overrides)
+    if makes_data(path, overrides):
+        raise RecipeError(
+            f"{draft.where(('build',))}: build: this recipe makes a data set and trains nothing; "
+            f"run `align data build {path}`"
+        )
     recipe = build(draft)
-    if recipe is None or draft.problems:
-        problems = [str(problem) for problem in sorted(draft.problems, key=position_of)]
-        heading = f"{draft.file}: {len(problems)} problems\n" if len(problems) > 1 else ""
-        raise RecipeError(heading + "\n".join(problems))
+    _refuse(draft)
+    assert recipe is not None
     for notice in [*draft.notices, *notices(recipe)]:
         logger.warning("%s: %s", draft.file, notice)
     return recipe
+
+
+def load_data_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DataRecipe:
+    """Read and check the recipe of a data set.
+
+    Args:
+        path: YAML file.
+        overrides: `key.path=value` with the value in YAML; a later one wins.
+
+    Raises:
+        RecipeError: everything wrong with the file and the overrides, one line each.
+    """
+    draft = _draft(path, overrides)
+    if "build" not in draft.values:
+        raise RecipeError(
+            f"{draft.file}:1: build: is missing, so no data set is made; write "
+            "`build: [{run: mcts}]`, or run `align train` or `align loop`"
+        )
+    recipe = build_data(draft)
+    _refuse(draft)
+    assert recipe is not None
+    return recipe
+
+
+def makes_data(path: str | Path, overrides: Sequence[str] = ()) -> bool:
+    """Whether a recipe makes a data set and trains nothing.
+
+    Raises:
+        RecipeError: it cannot be read as one YAML mapping.
+    """
+    values = _draft(path, overrides).values
+    return "build" in values and "objective" not in values
+
+
+def _draft(path: str | Path, overrides: Sequence[str]) -> Draft:
+    draft = read_draft(Path(path))
+    for override in overrides:
+        apply_override(draft, override)
+    return draft
+
+
+def _refuse(draft: Draft) -> None:
+    if draft.problems:
+        problems = [str(problem) for problem in sorted(draft.problems, key=position_of)]
+        heading = f"{draft.file}: {len(problems)} problems\n" if len(problems) > 1 else ""
+        raise RecipeError(heading + "\n".join(problems))
 
 
 def notices(recipe: Recipe) -> list[str]:

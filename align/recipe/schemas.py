@@ -10,8 +10,12 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from align.recipe.base import KeyPath
+from align.recipe.data_recipe import DataRecipe
 from align.recipe.sections import OBJECTIVES, Recipe
 from align.recipe.stages import STAGES
+
+# Keys of a recipe that hold a list of stages.
+STAGE_LISTS = ("each_round", "build")
 
 
 @functools.cache
@@ -31,8 +35,8 @@ def model_at(path: KeyPath, variant: str) -> type[BaseModel] | None:
         return Recipe
     if path[0] == "objective":
         return OBJECTIVES.get(variant) if len(path) == 1 else None
-    model: Any = Recipe
-    if path[0] == "each_round":
+    model: Any = Recipe if path[0] in Recipe.model_fields else DataRecipe
+    if path[0] in STAGE_LISTS:
         if len(path) < 2 or variant not in STAGES:
             return None
         model, path = STAGES[variant], path[2:]

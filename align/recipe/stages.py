@@ -10,6 +10,7 @@ from pydantic import Field
 from align.judges.pairwise_llm import PairwiseSettings
 from align.policies.endpoint import Endpoint
 from align.recipe.base import Conflict, Section
+from align.recipe.pipeline_stages import OnPolicyAlignment, Pipeline
 
 # Comparisons that a judge is asked for.
 Ask: TypeAlias = Literal["scores", "all_pairs", "tournament", "random_pair"]
@@ -140,7 +141,8 @@ class EvaluateRound(Section):
 
 
 AnyStage = Annotated[
-    Generate | Judge | Select | TrainRound | EvaluateRound, Field(discriminator="run")
+    Generate | Judge | Select | Pipeline | OnPolicyAlignment | TrainRound | EvaluateRound,
+    Field(discriminator="run"),
 ]
 STAGES: dict[str, type[Section]] = {
     member.model_fields["run"].default: member for member in get_args(get_args(AnyStage)[0])

@@ -10,8 +10,9 @@ from typing import cast
 from pydantic import BaseModel
 
 from align.recipe.base import KeyPath
+from align.recipe.data_recipe import DATA_SECTIONS
 from align.recipe.refused import OTHER_NAMES, REFUSED
-from align.recipe.schemas import model_at
+from align.recipe.schemas import STAGE_LISTS, model_at
 from align.recipe.sections import OBJECTIVES, SECTIONS
 
 
@@ -30,7 +31,7 @@ def nearest_key(path: KeyPath, objective: str) -> str:
     """The nearest right key: in the same section, elsewhere, or by another project's name."""
     section, key = path[:-1], path[-1]
     prefix = "".join(f"{part}." for part in section)
-    if section and section[0] not in (*SECTIONS, "each_round"):
+    if section and section[0] not in (*SECTIONS, *DATA_SECTIONS, *STAGE_LISTS):
         hint = did_you_mean(section[0], SECTIONS)
         return hint or f"; the sections are {', '.join(SECTIONS)}"
     if section == ("objective",):

@@ -39,7 +39,9 @@ class RowPreparation(TrainerBase):
                 f"The {dataset_name} data is a stream. Roles are scored once over all rows, so "
                 "they must be known: use a map-style data set."
             )
-        if "prompt_ids" not in dataset.column_names:
+        columns = dataset.column_names
+        # A pipeline's rows bring ids beside their texts; those are checked against each other.
+        if "prompt_ids" not in columns or "chosen" in columns:
             dataset = tokenised(dataset, processing_class, args, dataset_name)
         dataset = dataset.remove_columns(
             [name for name in ("row_index", *ROLE_COLUMNS) if name in dataset.column_names]

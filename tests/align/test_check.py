@@ -368,6 +368,29 @@ def test_every_token_invariant_is_seen_when_it_breaks(
         assert said in found
 
 
+def test_a_beginning_may_not_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    policy = Data(pairs="x")
+    [made] = encoded(tokenizer, row(1, "What?", "because", "no", rejected_ends=False))[0]
+    assert broken_invariant(made, tokenizer, policy, len(tokenizer)) is None
+    ended = replace(made, rejected_ids=[*made.rejected_ids, made.chosen_ids[-1]])
+    found = broken_invariant(ended, tokenizer, policy, len(tokenizer))
+    assert found == "rejected is the beginning of an answer and holds a control token"
+    # The other side still has to end.
+    open_too = replace(made, chosen_ids=made.chosen_ids[:-1])
+    found = broken_invariant(open_too, tokenizer, policy, len(tokenizer))
+    assert found == "chosen does not end with an end token"
+
+
+def test_the_example_says_which_side_goes_on(
+    config: LlamaConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    first, _ = encoded(tokenizer, row(1, "What?", "because", "no", rejected_ends=False))
+    others, _ = encoded(tokenizer, row(2, "A?", "b", "c"), row(3, "D?", "e", "f"))
+    shown = str(checked(recipe(), [*first, *others], tokenizer, config, show_example=True))
+    assert "--- rejected (2 tokens, a beginning without end token) ---\nno" in shown
+    assert "--- chosen (5 tokens) ---\nbecause<end>" in shown
+
+
 def test_a_broken_row_is_named(
     config: LlamaConfig, pairs: list[TokenizedPair], tokenizer: PreTrainedTokenizerBase
 ) -> None:

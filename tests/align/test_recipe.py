@@ -19,6 +19,7 @@ from align.recipe import (
     WORLD_MODELS,
     WORLD_PAIRS,
     Data,
+    DataRecipe,
     Evaluate,
     Hub,
     Model,
@@ -675,7 +676,10 @@ def test_explain_says_meaning_values_and_default() -> None:
     assert "objective.beta of rpo" in explain("objective.beta")
     assert "objective.eta" in explain("objective.rpo")
     assert "the formula is the objective section's" in explain("train.loss_type")
-    assert {line.split(":")[0] for line in explain().splitlines()} == set(Recipe.model_fields)
+    listed = {
+        line.split(":")[0].removesuffix(" (of a data recipe)") for line in explain().splitlines()
+    }
+    assert listed == set(Recipe.model_fields) | set(DataRecipe.model_fields)
     with pytest.raises(RecipeError, match=r"did you mean `train\.learning_rate`\?"):
         explain("train.lerning_rate")
     with pytest.raises(RecipeError, match=r"did you mean `objective\.beta`\?"):

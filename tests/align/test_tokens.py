@@ -436,6 +436,187 @@ def test_token_weights_must_fit_the_tokens_and_are_cut_with_them():
     assert to_dataset(rows)["chosen_token_weight"][0] == [1.0, 2.0]
 
 
+def test_a_beginning_has_no_end_token(name: str, tokenizer: PreTrainedTokenizerBase):
+    whole = row(turns("1 + 2?"), answer("3 is it"), answer("no idea"))
+    made = encode_pair(whole, tokenizer, UNCUT)
+    for ends in ((True, False), (False, True), (False, False), (None, False)):
+        flags = dict(zip(("chosen_ends", "rejected_ends"), ends, strict=True))
+        begun = encode_pair(whole.model_copy(update=flags), tokenizer, UNCUT)
+        assert begun.prompt_ids == made.prompt_ids
+        for found, full, end in (
+            (begun.chosen_ids, made.chosen_ids, ends[0]),
+            (begun.rejected_ids, made.rejected_ids, ends[1]),
+        ):
+            # Llama-2's template writes a space between an answer and its end token.
+            behind = 2 if name == "llama2" else 1
+            assert found == (full[:-behind] if end is False else full)
+            assert controls(tokenizer, found) == (0 if end is False else 1)
+
+
+def test_a_plain_beginning_has_no_end_token():
+    tokenizer = IN_CODE.tokenizer_in_code("chars")
+    pair = row("p", "cc", "r", chosen_ends=False, chosen_token_weight=(1.0, 2.0))
+    made = encode_pair(pair, tokenizer, UNCUT)
+    assert tokenizer.decode(made.chosen_ids) == "cc"
+    assert tokenizer.decode(made.rejected_ids) == "r<end>"
+    assert made.notes == ()
+    # One character is a beginning already; with an end token the weights no longer fit.
+    assert len(encode_pair(row("p", "c", "r", chosen_ends=False), tokenizer, UNCUT).chosen_ids) == 1
+    with pytest.raises(RowProblem) as problem:
+        encode_pair(pair.model_copy(update={"chosen_ends": True}), tokenizer, UNCUT)
+    assert problem.value.detail == "2 weights for 3 completion tokens, end token included"
+    with pytest.raises(RowProblem) as problem:
+        encode_pair(pair.model_copy(update={"chosen": "ccc"}), tokenizer, UNCUT)
+    assert problem.value.detail == "2 weights for 3 completion tokens, with no end token"
+
+
+def test_a_beginning_stops_before_what_the_template_writes_behind_it():
+    tokenizer = IN_CODE.BUILDERS["qwen"]()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }} over<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    pair = row(turns("1 + 2?"), answer("3"), answer("4"), rejected_ends=False)
+    made = encode_pair(pair, tokenizer, UNCUT)
+    assert tokenizer.decode(made.chosen_ids) == "3 over<|im_end|>"
+    assert tokenizer.decode(made.rejected_ids) == "4"
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        " over", "{% if m.content != '4' %} out{% endif %}"
+    )
+    with pytest.raises(RowProblem) as problem:
+        encode_pair(pair, tokenizer, UNCUT)
+    assert (problem.value.reason, problem.value.field) == ("template_mismatch", "rejected")
+
+
+def given(
+    pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, **changes: Any
+) -> PreferencePair:
+    """`pair` with the ids that its texts have, and `changes`."""
+    made = encode_pair(pair, tokenizer, UNCUT)
+    ids = {key: tuple(getattr(made, key)) for key in ("prompt_ids", "chosen_ids", "rejected_ids")}
+    return pair.model_copy(update=ids | changes)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_given_ids_are_used_exactly(name: str, tokenizer: PreTrainedTokenizerBase, seed: int):
+    rng = random.Random(seed)
+    pair = random_chat(rng, system=False)
+    try:
+        made = encode_pair(pair, tokenizer, UNCUT)
+    except RowProblem:
+        return
+    flags = {"chosen_ends": rng.random() < 0.5, "rejected_ends": rng.random() < 0.5}
+    pair = pair.model_copy(update=flags)
+    made = encode_pair(pair, tokenizer, UNCUT)
+    again = encode_pair(given(pair, tokenizer), tokenizer, UNCUT)
+    assert (again.prompt_ids, again.chosen_ids, again.rejected_ids) == (
+        made.prompt_ids,
+        made.chosen_ids,
+        made.rejected_ids,
+    )
+    assert "given_ids" in again.notes
+
+
+def test_another_segmentation_of_the_same_text_is_kept():
+    tokenizer = IN_CODE.tokenizer_in_code("qwen")
+    pair = row(turns("the quick?"), answer("quick"), answer("no"))
+    made = encode_pair(pair, tokenizer, UNCUT)
+    letters = tuple(tokenizer.convert_tokens_to_ids(list("quick")))
+    assert list(letters) != made.chosen_ids[:-1]
+    drawn = (*letters, made.chosen_ids[-1])
+    found = encode_pair(given(pair, tokenizer, chosen_ids=drawn), tokenizer, UNCUT)
+    assert found.chosen_ids == list(drawn)
+    report = RowReport()
+    (kept,) = encode_pairs([given(pair, tokenizer, chosen_ids=drawn)], tokenizer, UNCUT, report)
+    assert (kept.chosen_ids, report.notes["given_ids"]) == (list(drawn), 1)
+
+
+def chars_given(**changes: Any) -> PreferencePair:
+    pair = row(turns("12"), answer("34"), answer("5"))
+    return given(pair, IN_CODE.tokenizer_in_code("chars"), **changes)
+
+
+def chars(text: str) -> tuple[int, ...]:
+    return tuple(IN_CODE.tokenizer_in_code("chars").convert_tokens_to_ids(list(text)))
+
+
+def test_given_ids_that_are_not_the_texts_are_refused():
+    tokenizer = IN_CODE.tokenizer_in_code("chars")
+    end = tokenizer.eos_token_id
+    good = chars_given()
+    assert good.prompt_ids is not None
+    bad: dict[str, tuple[dict[str, Any], str, str]] = {
+        "prompt of another template": (
+            {"prompt_ids": good.prompt_ids[1:]},
+            "prompt_ids",
+            "make 6 others of the prompt",
+        ),
+        "prompt of another question": (
+            {"prompt": turns("13")},
+            "prompt_ids",
+            "others of the prompt",
+        ),
+        "outside": ({"chosen_ids": (99999, end)}, "chosen_ids", "id 99999 is not in"),
+        "outside, as 0": ({"chosen_ids": (-1, end)}, "chosen_ids", "id -1 is not in"),
+        "no end": ({"chosen_ids": chars("34")}, "chosen_ids", "the last one is no end token"),
+        "begins, with an end": (
+            {"rejected_ends": False},
+            "rejected_ids",
+            "id 2 of 2 is a control token, and rejected_ends is false",
+        ),
+        "two ends": (
+            {"rejected_ids": (*chars("5"), end, end)},
+            "rejected_ids",
+            "id 2 of 3 is a control token",
+        ),
+        "other text": (
+            {"rejected_ids": (*chars("6"), end)},
+            "rejected_ids",
+            "2 ids that this tokenizer does not read as the text",
+        ),
+        "more text": (
+            {"rejected_ids": (*chars("55"), end)},
+            "rejected_ids",
+            "3 ids that this tokenizer does not read as the text",
+        ),
+        "bos as the end": (
+            {"chosen_ids": (*chars("34"), tokenizer.bos_token_id)},
+            "chosen_ids",
+            "no end token",
+        ),
+    }
+    encode_pair(good, tokenizer, UNCUT)
+    for case, (changes, field, said) in bad.items():
+        with pytest.raises(RowProblem) as problem:
+            encode_pair(good.model_copy(update=changes), tokenizer, UNCUT)
+        assert (problem.value.reason, problem.value.field) == ("template_mismatch", field), case
+        assert said in problem.value.detail, case
+
+
+def test_given_ids_are_cut_and_weighed_like_others():
+    tokenizer = IN_CODE.tokenizer_in_code("chars")
+    pair = chars_given(chosen_token_weight=(1.0, 2.0, 3.0))
+    assert encode_pair(pair, tokenizer, UNCUT).chosen_ids[-1] == tokenizer.eos_token_id
+    with pytest.raises(RowProblem) as problem:
+        encode_pair(
+            pair.model_copy(update={"chosen_ids": chars("34"), "chosen_ends": False}),
+            tokenizer,
+            UNCUT,
+        )
+    assert problem.value.detail == "3 weights for 2 completion tokens, with no end token"
+    same = chars_given(rejected=answer(" 34"), rejected_ids=pair.chosen_ids)
+    with pytest.raises(RowProblem) as problem:
+        encode_pair(same, tokenizer, UNCUT)
+    assert problem.value.reason == "equal_after_cut"
+
+
+def test_given_ids_of_characters_that_cannot_be_read_back():
+    tokenizer = IN_CODE.tokenizer_in_code("chars")
+    pair = row(turns("12"), answer("3\u65e5"), answer("5"))
+    assert tokenizer.unk_token_id in encode_pair(pair, tokenizer, UNCUT).chosen_ids
+    assert encode_pair(given(pair, tokenizer), tokenizer, UNCUT).pair.chosen == pair.chosen
+
+
 def test_conversations_need_a_chat_template():
     tokenizer = IN_CODE.BUILDERS["qwen"]()
     tokenizer.chat_template = None

@@ -13,14 +13,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.cli import main
 from align.manifest import damage
-from align.recipe import load_recipe, resolved_yaml
+from align.recipe import load_data_recipe, load_recipe, makes_data, resolved_yaml
+from align.records import RowPolicy
+from data_pipelines.sources import read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
-TRAINING = [path for path in RECIPES if path.parent.name != "accelerate"]
+OURS = [path for path in RECIPES if path.parent.name != "accelerate"]
+DATA = [path for path in OURS if makes_data(path)]
+TRAINING = [path for path in OURS if path not in DATA]
 TINY = [path for path in TRAINING if path.stem in ("tiny", "offline-tiny", "styles-tiny")]
 LOOPS = [path for path in TINY if "rounds" in yaml.safe_load(path.read_text())]
 OFFLINE = [path for path in TINY if path not in LOOPS]
+TINY_DATA = [path for path in DATA if path.stem.endswith("tiny")]
+PIPELINE_LOOPS = [path for path in TRAINING if path.stem.endswith("loop-tiny")]
 ON_POLICY = {
     *("iterative_dpo", "iterative_rpo", "inpo", "nash_mp", "apo", "spo", "p3o", "copg"),
 }
@@ -59,16 +65,17 @@ def test_every_yaml_is_seen() -> None:
     assert found == {path.relative_to(ROOT / "recipes").as_posix() for path in RECIPES}
     assert len(TRAINING) >= 9
     tiny = {path.parent.name for path in TINY if path.stem == "tiny"}
-    assert tiny == {path.parent.name for path in TRAINING}
+    assert tiny | {path.parent.name for path in TINY_DATA} == {path.parent.name for path in OURS}
     assert {path.parent.name for path in LOOPS if path.stem == "tiny"} == ON_POLICY
 
 
-@pytest.mark.parametrize("path", TRAINING, ids=lambda p: f"{p.parent.name}/{p.stem}")
+@pytest.mark.parametrize("path", OURS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_recipe_loads_and_is_written_back_equal(path: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(path)
+    load = load_data_recipe if path in DATA else load_recipe
+    recipe = load(path)
     written = tmp_path / "resolved.yaml"
     written.write_text(resolved_yaml(recipe))
-    assert load_recipe(written) == recipe
+    assert load(written) == recipe
     assert path.read_text().startswith("# "), (
         "a recipe opens with a sentence that says what it shows"
     )
@@ -137,6 +144,35 @@ def test_tiny_loop_through_the_command(path: Path, tmp_path: Path, capsys) -> No
     before = (run / "ledger.jsonl").read_bytes()
     main(["loop", str(path), *SMALL_LOOP, "--run", str(run)])
     assert (run / "ledger.jsonl").read_bytes() == before
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("path", TINY_DATA, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_tiny_data_recipe_through_the_command(path: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    main(["data", "build", str(path), "prompts.per_round=16", "--run", str(run)])
+    said = capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text())
+    rows = metrics["rows"]
+    assert rows["read"] == rows["kept"] + sum(rows["dropped"].values())
+    assert f"{rows['kept']} pairs of {rows['read']} candidates" in said
+    pairs, report = read_pairs(str(run / "dataset"), policy=RowPolicy())
+    assert (len(pairs), report.read) == (rows["kept"], rows["kept"])
+    assert damage(run / "dataset") is None
+    assert "Policy: `world:sums`" in (run / "dataset" / "README.md").read_text()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("path", PIPELINE_LOOPS, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_tiny_pipeline_loop_through_the_command(path: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    main(["loop", str(path), *SMALL_LOOP[1:], "--run", str(run)])
+    assert "KL to the reference" in capsys.readouterr().out
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["after"]["sums/kl_to_reference"]["value"] != 0
+    history = json.loads((run / "history.json").read_text())
+    assert all(row["kept"] > 0 for row in history if "kept" in row)
+    assert damage(run / "model") is None
 
 
 LAUNCHES = {

@@ -9,10 +9,15 @@ from align.forest import TokenRow
 from align.types import Logps, Pair
 from eval.metrics import (
     Estimate,
+    displacement,
+    explicit_reward_accuracy,
+    implicit_reward_accuracy,
     kl_divergence,
+    length_drift,
     mean,
     preference_metrics,
     proportion,
+    reward_accuracy,
     score_pairs,
     student_quantile,
 )
@@ -166,3 +171,69 @@ def test_scores_are_the_same_for_any_batch_size(miniature):
             for field in ("value", "low", "high"):
                 ours, theirs = getattr(estimate, field), getattr(expected[name], field)
                 assert ours == pytest.approx(theirs, abs=2e-5), name
+
+
+def test_displacement_by_hand():
+    # Moved by -1, -2, 3 and less than rounding, over two tokens each.
+    found = displacement(logps(-11.0, -12.0, -7.0, -10.00001), logps(*[-10.0] * 4))
+    assert found["chosen_logratio"].value == pytest.approx(0.0, abs=1e-4)
+    assert found["chosen_logratio_per_token"].value == pytest.approx(0.0, abs=1e-4)
+    assert (found["displaced"].value, found["displaced"].n) == (0.5, 4)
+    one = displacement(logps(-13.0), logps(-10.0))
+    assert one["chosen_logratio_per_token"].value == pytest.approx(-1.5)
+
+
+def test_length_drift_by_hand():
+    # Gaps 10, -5, 0; logs ln 2, ln(1/2), 0; one of the two unequal ones is longer.
+    found = length_drift([20, 5, 8], [10, 10, 8])
+    assert found["length"].value == pytest.approx(11.0)
+    assert found["length_difference"].value == pytest.approx(5 / 3)
+    assert found["length_logratio"].value == pytest.approx(0.0, abs=1e-12)
+    assert (found["longer"].value, found["longer"].n) == (0.5, 2)
+    assert length_drift([0], [4])["length_logratio"].value == pytest.approx(-math.log(4))
+    with pytest.raises(ValueError, match="1 lengths do not pair with 2"):
+        length_drift([1], [1, 2])
+
+
+def test_reward_accuracy_counts_ties_and_failures_apart():
+    found = reward_accuracy([2.0, 1.0, 3.0, None, 0.0, 5.0], [1.0, 2.0, 3.0, 1.0, None, 4.0])
+    assert (found.accuracy.value, found.accuracy.n) == (pytest.approx(2 / 3), 3)
+    assert (found.ties.value, found.ties.n) == (0.25, 4)
+    assert found.n_failed == 2
+    json.dumps(found.to_json(), allow_nan=False)
+    with pytest.raises(NumericalError, match="reward: 1 of 2 rows"):
+        reward_accuracy([math.nan, 1.0], [0.0, 0.0])
+
+
+def test_the_implicit_reward_is_the_preference_metrics_accuracy():
+    policy = Pair(logps(-11.0, -12.0, -7.0, -10.0), logps(-24.0, -19.0, -19.0, -20.0))
+    reference = Pair(logps(*[-10.0] * 4), logps(*[-20.0] * 4))
+    found = implicit_reward_accuracy(policy, reference)
+    expected = preference_metrics(policy, reference)
+    assert found.accuracy == expected["accuracy"]
+    assert found.ties == expected["ties"]
+    assert found.n_failed == 0
+
+
+def test_a_reward_model_is_measured_in_and_out_of_its_distribution():
+    from align.judges.base import JudgeFailed
+    from align.judges.rule import RuleJudge
+    from align.records import Message, PreferencePair
+
+    def pair(chosen, rejected, row):
+        texts = {"chosen": chosen, "rejected": rejected}
+        sides = {k: (Message(role="assistant", content=v),) for k, v in texts.items()}
+        prompt = (Message(role="user", content="q"),)
+        return PreferencePair(prompt=prompt, source="t", row=row, **sides)
+
+    def by_length(_, text):
+        return JudgeFailed("too_long", "") if len(text) > 5 else float(len(text))
+
+    splits = {
+        "in": [pair("aaa", "b", 1), pair("aa", "b", 2)],
+        "out": [pair("a", "bbb", 1), pair("aa", "b", 2), pair("aaaaaa", "b", 3), pair("a", "b", 4)],
+    }
+    found = explicit_reward_accuracy(RuleJudge("length", by_length), splits)
+    assert found["in"].accuracy.value == 1.0
+    assert (found["out"].accuracy.value, found["out"].accuracy.n) == (0.5, 2)
+    assert (found["out"].ties.value, found["out"].n_failed) == (pytest.approx(1 / 3), 1)

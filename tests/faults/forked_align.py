@@ -10,17 +10,23 @@ import os
 import sys
 
 # Everything that a loop of models imports; none of it starts a thread.
+import datasets
 import openai
 import peft
 
+import align.commands.data
 import align.commands.engines
 import align.commands.loop
+import align.commands.pipelines
 import align.commands.stages
 import align.judges.pairwise_llm
 import align.judges.rule
 import align.policies.in_process
+import align.policies.token_writer
 import align.report.table
 import align.trainers.preference
+import data_pipelines.bundle
+import data_pipelines.mcts.work
 import data_pipelines.prompts
 import data_pipelines.select
 import data_pipelines.sources

@@ -9,8 +9,6 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from align.records import Message
 from tests import tiny_loops
 from tests.align.judges.fault_server import FaultServer
 from tests.align.judges.scripted import read
+from tests.faults.forked import Forked
 
 pytestmark = pytest.mark.e2e
 
@@ -59,47 +58,6 @@ def stored(run: Path) -> set[str]:
     return {found for (found,) in keys}
 
 
-class Forked:
-    """Runs `align loop` on one recipe, in processes that have imported everything."""
-
-    def __init__(self, recipe: Path, root: Path, cache: Path) -> None:
-        self.recipe = recipe
-        self.server = subprocess.Popen(
-            [sys.executable, str(root / "tests/faults/forked_align.py")],
-            env=tiny_loops.environment(root, cache),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def start(self, run: Path, *changes: str) -> int:
-        """Id of a process that has begun."""
-        run.parent.mkdir(exist_ok=True)
-        words = ["loop", str(self.recipe), *changes, "--run", str(run)]
-        assert self.server.stdin is not None
-        self.server.stdin.write(json.dumps([f"{run}.log", *words]) + "\n")
-        self.server.stdin.flush()
-        return int(self._line())
-
-    def ended(self) -> int:
-        """Exit code of the process that was started last."""
-        return int(self._line())
-
-    def _line(self) -> str:
-        assert self.server.stdout is not None
-        return self.server.stdout.readline()
-
-    def finish(self, run: Path, *changes: str) -> float:
-        """Runs to the end; the seconds it took."""
-        began = time.monotonic()
-        self.start(run, *changes)
-        assert self.ended() == 0, Path(f"{run}.log").read_text()[-4000:]
-        return time.monotonic() - began
-
-    def close(self) -> None:
-        self.server.communicate()
-
-
 @pytest.fixture(scope="module")
 def judge() -> Iterator[FaultServer]:
     with FaultServer(alphabetical) as server:
@@ -124,7 +82,7 @@ def align(
         objective={"name": "nash_mp"},
         roles={"reference": "start", "anchor": "ema:0.9"},
     )
-    forked = Forked(recipe, root, tmp_path / "cache")
+    forked = Forked(recipe, root, tmp_path / "cache", "loop")
     # The first one waits for the imports.
     forked.start(tmp_path / "none", "rounds=0")
     assert forked.ended() == 2

@@ -374,3 +374,18 @@ def test_raw_rows_in_trls_format_are_tokenised(make) -> None:
     assert first["chosen_ids"] == [7, 8, 2]
     assert first["rejected_ids"] == [9, 10, 11, 2]
     trainer.train()
+
+
+def test_rows_with_texts_and_ids_are_checked_like_any(make) -> None:
+    """A pipeline's Parquet file holds both, and the ids only where it drew them."""
+    rows = [
+        {"prompt": "a", "chosen": " b", "rejected": " c", **dict.fromkeys(IDS)} for _ in range(3)
+    ]
+    trainer = make(rows=Dataset.from_list(rows))
+    assert all(row["prompt_ids"] for row in trainer.train_dataset)
+    wrong = {"prompt_ids": [3], "chosen_ids": [1], "rejected_ids": [2]}
+    with pytest.raises(DataError, match="template_mismatch"):
+        make(rows=Dataset.from_list([row | wrong for row in rows]))
+
+
+IDS = ("prompt_ids", "chosen_ids", "rejected_ids")

@@ -1,0 +1,68 @@
+"""A recipe that builds preference data and trains nothing: `align data build`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from align.recipe.base import Conflict, Section
+from align.recipe.sections import Data, Hub, Model, Prompts
+from align.recipe.stages import AnyStage
+
+
+class Workers(Section):
+    """Who works on the chunks of a pipeline; the rows are the same whoever does."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local (this process) or ray (actors of Ray Data, here or on a cluster)."""
+    workers: int = Field(default=2, ge=1)
+    """Actors of Ray, each of which loads the models once."""
+    cpus: float = Field(default=1.0, gt=0)
+    """CPUs of each actor."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each actor; a fraction lets several share one."""
+
+    def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
+        for key in ("workers", "cpus", "gpus"):
+            if self.engine == "local" and getattr(self, key) != Workers.model_fields[key].default:
+                yield key, "only `engine: ray` reads it; take it out"
+
+
+class DataRecipe(Section):
+    """One data set, complete: what `align data build` reads and writes back as recipe.yaml."""
+
+    model: Model
+    """The policy that writes: answers, steps, critiques."""
+    data: Data = Data()
+    """What to do with rows that cannot be used; for pipelines that read pairs, also the pairs."""
+    prompts: Prompts | None = None
+    """What the policy is asked."""
+    build: tuple[AnyStage, ...] = Field(min_length=1)
+    """The stages, in order; the last ones must leave pairs."""
+    work: Workers = Workers()
+    """Who works on the chunks of a pipeline."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of all draws."""
+    hub: Hub = Hub()
+    """Where the data set is pushed."""
+
+    @property
+    def each_round(self) -> tuple[AnyStage, ...]:
+        """The stages, as a loop of one round calls them."""
+        return self.build
+
+    def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
+        for i, stage in enumerate(self.build):
+            if stage.run in ("train", "evaluate", "on_policy_alignment"):
+                yield (
+                    f"build.{i}.run",
+                    f"{stage.run} makes no data; write it under each_round of a loop",
+                )
+        if self.prompts is None and any(stage.run != "select" for stage in self.build):
+            yield "prompts", "is missing; write `prompts: {source: <file>}`"
+
+
+DATA_PLAIN = ("build", "seed")
+DATA_SECTIONS = tuple(name for name in DataRecipe.model_fields if name not in DATA_PLAIN)

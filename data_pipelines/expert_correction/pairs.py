@@ -1,0 +1,177 @@
+"""The pairs of one corrected response, and the reasons why one is not made.
+
+    gt_vs_gen    ground truth over response, all weights 1
+    rev_vs_gen   revision over response, tokens weighted by the severity of their sentence's error
+
+All weights are written out, the ones too: a trainer reads a column only where every row has it.
+The anchors of OPA-DPO are terms of the loss on these rows, not rows. Their sign differs between the
+paper (ground truth and revision are both pushed up) and the authors' program (the revision down).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from align.recipe.pipelines.expert_correction import IMAGE_KINDS, ExpertCorrection, PairKind
+from align.records import Message, PreferencePair, Prompt, RowProblem, Text, check_pair
+from data_pipelines.expert_correction.report import RIGHT, Report
+from data_pipelines.expert_correction.revise import Revision
+from data_pipelines.expert_correction.weights import Encoder, image_weight, spans, token_weights
+from data_pipelines.rows import SpanWeight
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A pair before its provenance.
+
+    Attributes:
+        pair: with token weights.
+        chosen_spans: of the chosen text's characters; None where all weights are 1.
+        rejected_spans: likewise.
+    """
+
+    pair: PreferencePair
+    chosen_spans: tuple[SpanWeight, ...] | None
+    rejected_spans: tuple[SpanWeight, ...] | None
+
+
+class PairMaker:
+    """Makes the pairs of one response.
+
+    Args:
+        settings: the recipe's node.
+        encoder: of the policy that will be trained.
+    """
+
+    def __init__(self, settings: ExpertCorrection, encoder: Encoder) -> None:
+        self.settings = settings
+        self.encoder = encoder
+
+    def make(
+        self, kind: PairKind, prompt: Prompt, response: str, truth: str | None, revision: Revision
+    ) -> Sides:
+        """One pair.
+
+        Raises:
+            RowProblem: with the reason why there is none.
+        """
+        if kind in IMAGE_KINDS:
+            detail = "image pairs need a second image column, which rows do not have yet"
+            raise RowProblem("unsupported_content", kind, detail)
+        if revision.report is None:
+            calls = f"{revision.attempts} call{'s' if revision.attempts > 1 else ''}"
+            raise RowProblem("failed", "expert", f"{revision.failure} after {calls}")
+        if kind == "gt_vs_gen":
+            return self._of_truth(prompt, response, truth)
+        return self._of_revision(prompt, response, revision.report)
+
+    def _of_truth(self, prompt: Prompt, response: str, truth: str | None) -> Sides:
+        if truth is None:
+            raise RowProblem("missing_field", "solution", "no ground truth, so no gt_vs_gen")
+        pair = row(prompt, truth, response)
+        check_pair(pair)
+        ones = {
+            f"{side}_token_weight": (1.0,) * len(self.encoder.answer_ids(prompt.prompt, text))
+            for side, text in (("chosen", truth), ("rejected", response))
+        }
+        return Sides(pair.model_copy(update=ones), None, None)
+
+    def _of_revision(self, prompt: Prompt, response: str, report: Report) -> Sides:
+        revised = report.revised
+        if revised == response:
+            raise RowProblem(
+                "unchanged", "revision", f"{len(report.sentences)} sentences, all kept"
+            )
+        if revised.strip():
+            check_degenerate(revised, "revision", self.settings.max_word_repeats)
+        pair = row(prompt, revised, response)
+        check_pair(pair)
+        of_gen, of_rev = spans(report, self.settings)
+        weights = {
+            "chosen_token_weight": token_weights(
+                self.encoder, prompt.prompt, revised, of_rev, at_end=None
+            ),
+            "rejected_token_weight": token_weights(
+                self.encoder, prompt.prompt, response, of_gen, at_end=0.0
+            ),
+        }
+        return Sides(pair.model_copy(update=weights), of_rev, of_gen)
+
+
+def check_degenerate(text: str, at: str, max_word_repeats: int) -> None:
+    """Raise where a text runs in circles.
+
+    Raises:
+        RowProblem: its last sentence stands twice in a row, or its last word occurs too often.
+    """
+    sentences = [part.strip() for part in _SENTENCE_END.split(text) if part.strip()]
+    if len(sentences) > 1 and sentences[-1] == sentences[-2]:
+        raise RowProblem("degenerate", at, "the last sentence stands twice in a row")
+    words = text.split()
+    count = words.count(words[-1]) if words else 0
+    if count > max_word_repeats:
+        raise RowProblem("degenerate", at, f"the last word occurs {count} times")
+
+
+def row(prompt: Prompt, chosen: str, rejected: str) -> PreferencePair:
+    """The bare pair: plain behind a plain prompt, else one assistant turn each."""
+
+    def written(text: str) -> Text:
+        if isinstance(prompt.prompt, str):
+            return text
+        return (Message(role="assistant", content=text),)
+
+    return PreferencePair(
+        prompt=prompt.prompt,
+        chosen=written(chosen),
+        rejected=written(rejected),
+        group_id=prompt.group_id,
+        source=prompt.source,
+        row=prompt.row,
+    )
+
+
+def errors_found(report: Report) -> int:
+    """Sentences that the expert does not call right."""
+    return sum(sentence.score < RIGHT for sentence in report.sentences)
+
+
+def recorded(revision: Revision, settings: ExpertCorrection) -> dict[str, Any]:
+    """A revision as JSON, with what image pairs will need."""
+    report = revision.report
+    if report is None:
+        return {
+            "status": "error",
+            "attempts": revision.attempts,
+            "failure": revision.failure,
+            "detail": revision.detail,
+        }
+    return {
+        "status": "ok",
+        "attempts": revision.attempts,
+        "revised": report.revised,
+        "added": report.added,
+        "image_description": report.description,
+        "sentences": [
+            {**asdict(sentence), "image_weight": image_weight(sentence, settings)}
+            for sentence in report.sentences
+        ],
+    }
+
+
+def responses_of(
+    prompt: Prompt, truth: str | None, revised: Sequence[str], generated: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What the alignment learns (gt, rev), and what it is compared with (gen), as JSON."""
+    bare = prompt.model_dump(mode="json", include={"prompt", "source", "row"})
+    by_kind = {"gt": [] if truth is None else [truth], "rev": revised, "gen": generated}
+    return [
+        {**bare, "response": text, "kind": kind}
+        for kind, texts in by_kind.items()
+        for text in texts
+    ]

@@ -1,0 +1,1 @@
+"""Step-level preference pairs from Monte-Carlo tree search, by two published recipes."""

@@ -1,0 +1,133 @@
+"""What every pipeline leaves per unit of work: pairs with their provenance, and all that was lost.
+
+The training columns are those of `align.records.PreferencePair`. The others say where a pair comes
+from; they are typed the same in every pipeline, so that their files concatenate, and no trainer
+reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from align.records import DroppedRow, PreferencePair, Record, Text, content_id
+
+Pipeline = Literal["mcts", "agentq", "selfref", "upo", "opadpo"]
+
+
+class SpanWeight(Record):
+    """Characters [start, end) of a completion, and the weight of their tokens."""
+
+    start: int = Field(ge=0)
+    end: int = Field(ge=0)
+    weight: float
+
+
+class BuiltPair(PreferencePair):
+    """A pair that a pipeline made.
+
+    Attributes:
+        uid: of the pair: a hash of the pipeline, its unit of work and its settings.
+        pipeline: which one.
+        round: of the loop; 0 outside of one.
+        assistant_prefix: the beginning that both completions share, where they are steps.
+        uncertainty: in the pipeline's own units; see its README.
+        prob_chosen: what an estimator or annotator says P(chosen beats rejected) is.
+        weight: sampling probability; no loss factor.
+        visit_counts: of chosen and rejected, in the search.
+        priors: likewise.
+        depth: committed steps before the two.
+        chosen_span_weights: token weights in their tokenizer-free form.
+        rejected_span_weights: likewise.
+        pair_kind: which of the pairs of one unit this is.
+        model: identity of the policy that wrote the completions.
+        config_hash: of the pipeline's settings.
+        seed: of the draw.
+        detail: the pipeline's own findings, JSON-ready.
+    """
+
+    uid: str
+    pipeline: Pipeline
+    round: int = 0
+    assistant_prefix: str | None = None
+    uncertainty: float | None = None
+    prob_chosen: float | None = None
+    weight: float | None = None
+    visit_counts: tuple[int, int] | None = None
+    priors: tuple[float, float] | None = None
+    depth: int | None = None
+    chosen_span_weights: tuple[SpanWeight, ...] | None = None
+    rejected_span_weights: tuple[SpanWeight, ...] | None = None
+    pair_kind: str | None = None
+    model: str
+    config_hash: str
+    seed: int
+    detail: dict[str, Any] = Field(default_factory=dict)
+
+
+class Built(Record):
+    """What became of one unit of work.
+
+    Attributes:
+        uid: of the unit.
+        read: candidates looked at; read = pairs + dropped.
+        pairs: kept.
+        dropped: with reasons.
+        counts: tokens drawn, calls made and so on, to be added up.
+        record: everything else worth keeping: a whole tree, every judgement; JSON-ready.
+    """
+
+    uid: str
+    read: int = Field(ge=0)
+    pairs: tuple[BuiltPair, ...] = ()
+    dropped: tuple[DroppedRow, ...] = ()
+    counts: dict[str, int] = Field(default_factory=dict)
+    record: dict[str, Any] = Field(default_factory=dict)
+
+
+class Unit(Record):
+    """What a pipeline works on.
+
+    Attributes:
+        prompt: what is asked.
+        group_id: rows of one question share it.
+        source: the file, or hub id@revision.
+        row: 1-based number of the row in `source`.
+    """
+
+    prompt: Text
+    group_id: str | None = None
+    source: str
+    row: int = Field(ge=1)
+
+    @property
+    def id(self) -> str:
+        """16 hex characters of the content, whatever file it came from."""
+        return content_id(self.model_dump(mode="json", exclude={"source", "row"}))
+
+
+class Question(Unit):
+    """A prompt with, where it is known, its answer.
+
+    Attributes:
+        answer: the final answer that a verifier compares with.
+        solution: a whole reference solution.
+    """
+
+    answer: str | None = None
+    solution: str | None = None
+
+
+class Candidates(Unit):
+    """A prompt with responses that are to be compared.
+
+    Attributes:
+        responses: two or more, all different.
+        solution: a ground-truth response, where there is one.
+        policy: identity of who wrote the responses.
+    """
+
+    responses: tuple[str, ...]
+    solution: str | None = None
+    policy: str

@@ -1,0 +1,116 @@
+"""A whole comparison of two models: outputs, verdicts, scores, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from align.errors import RecipeError
+from align.judges.base import Comparison, probability
+from align.judges.pairwise_llm import PARSER, TEMPLATE, PairwiseLLM
+from align.loops.caller import CachedCaller
+from align.recipe.evaluations import WinRate as WinRateNode
+from align.records import prompt_id
+from eval.outputs import Outputs, read_outputs
+from eval.results import Result, inputs_of, judge_of, write_result
+from eval.row_files import by_key, read_rows, write_jsonl
+from eval.win_rate import win_rate
+
+VERDICTS = "verdicts.jsonl"
+
+
+def opponent_of(node: WinRateNode) -> Outputs:
+    """The opponent's outputs, by instruction.
+
+    Raises:
+        DataError: the file cannot be read, or names several generators.
+    """
+    path = Path(node.against)
+    rows = by_key(read_rows(path, needs=("instruction", "output")), "instruction", str(path))
+    named = any(row.get("generator") for row in rows.values())
+    return read_outputs(path, list(rows), generator=None if named else path.stem)
+
+
+def prompts_of(node: WinRateNode) -> dict[str, str]:
+    """What the model is asked: the opponent's instructions, each its own key."""
+    return {text: text for text in opponent_of(node).texts}
+
+
+def outputs_of(node: WinRateNode) -> Outputs:
+    """The model's outputs that the recipe names.
+
+    Raises:
+        RecipeError: it names none; they must be generated.
+        DataError: the file does not belong to the instructions.
+    """
+    if node.outputs is None:
+        raise RecipeError("outputs: is null; let the model write them, or name a file.")
+    return read_outputs(Path(node.outputs), list(prompts_of(node)), generator=node.name)
+
+
+def run_win_rate(
+    node: WinRateNode, outputs: Outputs, caller: CachedCaller, folder: Path
+) -> dict[str, Any]:
+    """Judges every instruction in both orders, and writes everything to `folder`.
+
+    verdicts.jsonl holds P(model wins) per prompt, or the reason why there is none, for
+    `eval.win_rate.paired_difference`; results.json and table.md hold scores, counts and provenance.
+    Running it again asks only what failed.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        DataError: more than max_failed failed, or an input does not fit.
+        AlignError: what no other try can mend; what was answered by then is stored.
+    """
+    opponent = opponent_of(node)
+    items = [
+        Comparison(text, outputs.texts.get(text, ""), theirs, id=prompt_id(text))
+        for text, theirs in opponent.texts.items()
+    ]
+    verdicts = PairwiseLLM(caller, node.how).compare(items)
+    score = win_rate(items, verdicts, seed=node.seed, resamples=node.resamples)
+    write_jsonl(
+        folder / VERDICTS,
+        (
+            {
+                "id": item.id,
+                "score": probability(verdict),
+                "verdict": type(verdict).__name__,
+                "reason": getattr(verdict, "reason", None),
+            }
+            for item, verdict in zip(items, verdicts, strict=True)
+        ),
+    )
+    row = {
+        "model": outputs.generator,
+        "against": opponent.generator,
+        "win rate": score.win_rate,
+        "low": score.low,
+        "high": score.high,
+        "wins": score.wins,
+        "ties": score.ties,
+        "losses": score.losses,
+        "longer wins": score.length.longer_wins,
+    }
+    result = Result(
+        name="win_rate",
+        scores=score.to_json(),
+        table=[row],
+        n=score.n,
+        n_judged=score.judged,
+        n_failed=score.failed,
+        reasons=score.reasons,
+        provenance={
+            "model": outputs.generator,
+            "against": opponent.generator,
+            "outputs": dict(outputs.about),
+            "judge": judge_of(
+                caller, template=TEMPLATE, parser=PARSER, how=node.how.model_dump(mode="json")
+            ),
+            "bootstrap": {"resamples": node.resamples, "seed": node.seed},
+            "inputs": inputs_of(against=node.against, outputs=node.outputs),
+        },
+    )
+    return write_result(folder, result, max_failed=node.max_failed)

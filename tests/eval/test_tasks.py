@@ -1,0 +1,187 @@
+import json
+
+import pytest
+
+from align.errors import DataError, RecipeError
+from align.policies.base import Failed, completion_of
+from align.recipe.evaluations import Tasks
+from eval.task_run import run_tasks
+from eval.tasks import FOLDER, load_task, measure_task, questions_of
+
+
+class Answering:
+    """A policy that answers what a function says, or fails with the reason it gives."""
+
+    identity = "scripted"
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.asked = []
+
+    def generate(self, prompts, n, sampling, seed):
+        rows = []
+        for prompt in prompts:
+            self.asked.append((prompt.prompt[-1].content, sampling, seed))
+            text, reason = self.answer(prompt.row, prompt.prompt[-1].content)
+            rows.append(
+                [
+                    Failed(prompt, 0, reason, "")
+                    if reason
+                    else completion_of(prompt, text, policy="p", sample=0)
+                ]
+            )
+        return rows
+
+
+def says(*texts):
+    return Answering(lambda row, _: (texts[(row - 1) % len(texts)], None))
+
+
+def test_every_built_in_task_loads_and_has_a_version():
+    names = {file.stem for file in FOLDER.glob("*.yaml")}
+    assert names == {"sums", "styles", "gsm8k"}
+    for name in names:
+        task = load_task(name)
+        assert task.name == name
+        assert task.version >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "flexible"),
+    [
+        ("2 + 2 = 4, so\n#### 18", True, True),
+        ("#### 18\n", True, True),
+        ("####18", True, True),
+        ("#### 18.0", True, True),
+        ("#### $18", False, True),
+        ("The answer is 18.", False, True),
+        ("18 eggs, not 7", False, False),
+        ("#### 17\nno, 18", False, True),
+        ("#### 18\nThat is 3 a day.", True, False),
+        ("so #### 18", False, True),
+        ("eighteen", False, False),
+    ],
+)
+def test_the_filters_of_gsm8k(tmp_path, text, strict, flexible):
+    task = load_task("gsm8k")
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps({"question": "How many?", "answer": "9 <<9+9=18>>\n#### 18"}))
+    questions = questions_of(task, file, n=None, seed=0)
+    assert questions[0].answer == "18"
+    policy = says(text)
+    score = measure_task(task, policy, questions, seed=3)
+    assert (score.strict.value, score.flexible.value) == (float(strict), float(flexible))
+    asked, sampling, seed = policy.asked[0]
+    assert asked.startswith("How many?\n\nThink step by step.")
+    assert (sampling, seed) == (task.sampling, 3)
+
+
+def test_every_published_answer_of_gsm8k_is_right_by_both_filters(shared_data):
+    file = shared_data / "gsm8k" / "gsm8k_test.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    task = load_task("gsm8k")
+    questions = questions_of(task, file, n=None, seed=0)
+    assert len(questions) == 1319
+    policy = Answering(lambda row, _: (rows[row - 1]["answer"], None))
+    score = measure_task(task, policy, questions, seed=0)
+    assert (score.strict.value, score.flexible.value, score.n) == (1.0, 1.0, 1319)
+    # Each answered with its neighbour's: right only where two neighbours share their answer.
+    policy = Answering(lambda row, _: (rows[row % 1319]["answer"], None))
+    equal = sum(
+        questions[i].answer.replace(",", "") == questions[(i + 1) % 1319].answer.replace(",", "")
+        for i in range(1319)
+    )
+    score = measure_task(task, policy, questions, seed=0)
+    assert score.strict.value == score.flexible.value == equal / 1319
+    assert equal < 20
+
+
+def test_sums_are_judged_by_the_worlds_own_judge():
+    from align.worlds.sums import solution_of, split_of
+
+    task = load_task("sums")
+    questions = questions_of(task, None, n=6, seed=0)
+    assert questions_of(task, None, n=6, seed=1) != questions
+    operands = [tuple(map(int, q.text.rstrip("?").split("+"))) for q in questions]
+    assert {split_of(o) for o in operands} == {"held_out"}
+    texts = [solution_of(o) for o in operands]
+    texts[1] = str(sum(operands[1]))  # right, and not written out
+    texts[2] = texts[2][:-1] + ("0" if texts[2][-1] != "0" else "1")
+    score = measure_task(task, says(*texts), questions, seed=0)
+    assert (score.strict.value, score.flexible.value) == (4 / 6, 5 / 6)
+    assert score.strict.n == 6
+
+
+def test_styles_are_counted_and_read_loosely_too():
+    task = load_task("styles")
+    questions = questions_of(task, None, n=4, seed=0)
+    topics = [q.text.removeprefix("what of ").rstrip("?") for q in questions]
+    texts = [
+        f"{topics[0]}! old!",
+        f"Is {topics[1]}  not old?",
+        f"{topics[2]} is good.",
+        f"{topics[0]} is old.",
+    ]
+    score = measure_task(task, says(*texts), questions, seed=0)
+    assert (score.strict.value, score.flexible.value) == (0.25, 0.5)
+    assert score.outcomes == {"malformed": 3, "shouting": 1}
+
+
+def test_own_failures_are_wrong_and_other_ones_are_left_out(tmp_path):
+    reasons = {2: "unfinished", 3: "empty", 4: "unanswered", 5: "refused"}
+    task = load_task("sums")
+    questions = questions_of(task, None, n=8, seed=0)
+
+    def answer(row, _):
+        return questions[row - 1].answer, reasons.get(row)
+
+    score = measure_task(task, Answering(answer), questions, seed=0)
+    assert score.flexible.n == 6
+    assert score.flexible.value == pytest.approx(4 / 6)
+    assert score.own_failures == {"empty": 1, "unfinished": 1}
+    assert score.reasons == {"refused": 1, "unanswered": 1}
+    with pytest.raises(DataError, match="2 of 8 failed"):
+        run_tasks(Tasks(tasks=("sums",), n=8), Answering(answer), tmp_path, model="m")
+
+
+def test_a_run_leaves_one_json_and_one_table(tmp_path):
+    file = tmp_path / "q.jsonl"
+    rows = [{"question": f"q{i}", "answer": f"#### {i}"} for i in range(5)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    node = Tasks(tasks=("gsm8k", "sums"), files={"gsm8k": str(file)}, n=4)
+    found = run_tasks(node, says("#### 1"), tmp_path / "run", model="m")
+    assert found["scores"]["gsm8k"]["strict"]["value"] == 0.25
+    assert found["scores"]["gsm8k"]["version"] == 1
+    assert (found["n"], found["n_judged"], found["n_failed"]) == (8, 8, 0)
+    assert set(found["provenance"]["tasks"]["gsm8k"]) == {"version", "hash", "sampling", "file"}
+    assert "| gsm8k v1 | m | 25.00 |" in (tmp_path / "run" / "table.md").read_text()
+
+
+def test_what_is_no_task_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="no task 'sum': write one of gsm8k, styles, sums"):
+        load_task("sum")
+    path = tmp_path / "mine.yaml"
+    text = (FOLDER / "gsm8k.yaml").read_text()
+    for old, new, words in (
+        ("version: 1", "version: 0", "version: Input should be greater"),
+        ("version: 1", "vershun: 1", "mine.yaml"),
+        ("source: file", "source: world:sums", "is for `source: file`"),
+        ("strict: {by: pattern,", "strict: {by: world,", "has no judge of its own"),
+        ("{question}", "{quest}", "must hold {question}"),
+        ("name: gsm8k", "name: [", "is no YAML"),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(RecipeError, match=words):
+            load_task(str(path))
+    path.write_text(text)
+    with pytest.raises(RecipeError, match="reads a file: give one"):
+        questions_of(load_task(str(path)), None, n=1, seed=0)
+    with pytest.raises(RecipeError, match="reads no file: take it out"):
+        questions_of(load_task("sums"), path, n=1, seed=0)
+    with pytest.raises(RecipeError, match="gsm8k is none of the tasks"):
+        run_tasks(Tasks(tasks=("sums",), files={"gsm8k": "x"}), says(""), tmp_path, model="m")
+    rows = tmp_path / "q.jsonl"
+    rows.write_text(json.dumps({"question": "q", "answer": "no mark"}))
+    with pytest.raises(DataError, match=r"q.jsonl:1: answer holds nothing"):
+        questions_of(load_task("gsm8k"), rows, n=1, seed=0)
