@@ -1,4 +1,4 @@
-"""The command line: `align train | loop | data | check | report | push | recipe`.
+"""The command line: `align train | loop | data | eval | check | report | push | recipe`.
 
 Every command is one call into `align.commands` or a room; a user's mistake is answered by one
 paragraph and an exit code:
@@ -128,6 +128,22 @@ def push(
     Console(soft_wrap=True).print(pushed.listing(), markup=False)
 
 
+@app.command("eval")
+def evaluate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="The run's folder; outputs/<recipe>-<key> by default."),
+    ] = None,
+) -> None:
+    """Measure a model as RECIPE says: AlpacaEval, Arena-Hard, win rates, tasks; again resumes."""
+    from align.commands.evaluation import evaluate_recipe
+
+    report = evaluate_recipe(recipe, overrides or [], run)
+    Console(soft_wrap=True).print(report, markup=False, highlight=False)
+
+
 @data_app.command("build")
 def data_build(
     recipe: RecipePath,
@@ -169,10 +185,9 @@ def data_show_tree(
 @recipe_app.command("show")
 def recipe_show(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Print every key of RECIPE with its value."""
-    from align.recipe import load_data_recipe, load_recipe, makes_data, resolved_yaml
+    from align.recipe import load_any, resolved_yaml
 
-    load = load_data_recipe if makes_data(recipe, overrides or []) else load_recipe
-    Console(soft_wrap=True).print(resolved_yaml(load(recipe, overrides or [])), markup=False)
+    Console(soft_wrap=True).print(resolved_yaml(load_any(recipe, overrides or [])), markup=False)
 
 
 @recipe_app.command("explain")

@@ -21,11 +21,13 @@ from align.manifest import damage
 from align.recipe import (
     Data,
     DataRecipe,
+    EvalRecipe,
     Model,
     Recipe,
+    kind_of,
     load_data_recipe,
+    load_eval_recipe,
     load_recipe,
-    makes_data,
     recipe_key,
     resolved_yaml,
 )
@@ -104,7 +106,7 @@ def train_recipe(
         run.release()
 
 
-def default_run(path: Path, recipe: Recipe | DataRecipe) -> Path:
+def default_run(path: Path, recipe: Recipe | DataRecipe | EvalRecipe) -> Path:
     """outputs/<method>-<recipe>-<key>."""
     return Path("outputs") / f"{path.resolve().parent.name}-{path.stem}-{recipe_key(recipe)}"
 
@@ -113,10 +115,15 @@ def check_recipe(path: Path, overrides: Sequence[str], show_example: bool) -> st
     """The dry run: recipe, rows, tokens, memory and disk, without training."""
     from align.check import check
 
-    if makes_data(path, overrides):
+    kind = kind_of(path, overrides)
+    if kind == "data":
         from align.commands.data import check_data
 
         return check_data(load_data_recipe(path, overrides), show_example)
+    if kind == "eval":
+        from align.commands.evaluation import check_evaluations
+
+        return check_evaluations(load_eval_recipe(path, overrides))
     recipe = load_recipe(path, overrides)
     if recipe.is_loop:
         from align.commands.check_loop import check_loop
@@ -266,19 +273,29 @@ def _revision(model: Model, folder: str) -> dict[str, Any]:
     return options
 
 
-def load_tokenizer(model: Model, folder: str) -> PreTrainedTokenizerBase:
-    """The start policy's tokenizer, with a padding token.
+def load_tokenizer(model: Model, folder: str) -> Any:
+    """The start policy's tokenizer, or its processor where it reads pictures; it can pad.
 
     Raises:
-        RecipeError: there is no such folder or hub id, or it holds no tokenizer.
+        RecipeError: there is no such folder or hub id, or it holds no tokenizer or processor.
         MachineError: the Hub cannot be reached.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoProcessor, AutoTokenizer
+
+    from align.trainers.loading import reads_images
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_revision(model, folder))
     except Exception as error:  # tokenizers raises plain Exception for a damaged file
         raise _no_part_of_a_model("tokenizer", folder, error) from error
+    if reads_images(load_config(model, folder)):
+        try:
+            processor = AutoProcessor.from_pretrained(folder, **_revision(model, folder))
+        except Exception as error:  # torchvision is missing, or the folder has none
+            raise _no_part_of_a_model("processor", folder, error) from error
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        return processor
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -392,9 +409,9 @@ def hold_out(
         )
     if wanted == 0:
         return list(tokenized), []
-    of_prompt: dict[tuple[int, ...], list[int]] = {}
+    of_prompt: dict[tuple[Any, ...], list[int]] = {}
     for i, row in enumerate(tokenized):
-        of_prompt.setdefault(tuple(row.prompt_ids), []).append(i)
+        of_prompt.setdefault((*row.prompt_ids, row.pair.images), []).append(i)
     groups = list(of_prompt.values())
     random.Random(f"held_out/{data.seed}").shuffle(groups)
     held: set[int] = set()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -326,15 +327,37 @@ class EvaluateStage:
         found = recipe.evaluate.model_dump(mode="json") | {"model": self.workshop.model_settings}
         if recipe.data.eval_pairs is not None:
             found["rows"] = content_digest(recipe.data.eval_pairs)
+        if recipe.evaluations:
+            # How hard a server is asked moves no number.
+            found["evaluations"] = [
+                node.model_dump(mode="json", exclude={"limits"}) for node in recipe.evaluations
+            ]
         return found
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Writes the measurements of the suite."""
         with borrowed_policy(context, self.workshop.recipe, self.workshop.start) as policy:
             found = measured(self.workshop, policy)
+            scores = self._evaluations(context, policy)
         text = json.dumps(found, indent=1, sort_keys=True, allow_nan=False)
         (context.output("metrics") / "metrics.json").write_text(text + "\n")
-        return {name: value["value"] for name, value in found.items()}
+        return {name: value["value"] for name, value in found.items()} | scores
+
+    def _evaluations(self, context: StageContext, model: Any) -> dict[str, float]:
+        """The recipe's evaluations on this round's policy; their answers survive a kill."""
+        from align.commands.evaluation import folders_of, run_all, scores_of
+        from align.policies.in_process import InProcessPolicy
+
+        nodes = self.workshop.loop_recipe.evaluations
+        folders = folders_of(context.scratch, nodes)
+        policy = InProcessPolicy(model, self.workshop.tokenizer)
+        results = run_all(nodes, folders, lambda: policy, f"round {context.round}")
+        for folder in folders:
+            kept = context.output("metrics") / folder.name
+            kept.mkdir()
+            for name in ("results.json", "table.md"):
+                shutil.copy2(folder / name, kept / name)
+        return {name: score for result in results for name, score in scores_of(result).items()}
 
 
 def trained_columns(row: Mapping[str, Any]) -> PreferencePair:

@@ -9,13 +9,16 @@ datasets.
 """
 
 from align.recipe.data_recipe import DataRecipe, Workers
+from align.recipe.eval_recipe import EvalRecipe
 from align.recipe.explaining import explain
 from align.recipe.loading import (
     USUAL_LEARNING_RATE,
     USUAL_LEARNING_RATE_LORA,
+    kind_of,
+    load_any,
     load_data_recipe,
+    load_eval_recipe,
     load_recipe,
-    makes_data,
     notices,
 )
 from align.recipe.refused import REFUSED
@@ -46,6 +49,7 @@ __all__ = [
     "WORLD_PAIRS",
     "Data",
     "DataRecipe",
+    "EvalRecipe",
     "Evaluate",
     "Hub",
     "Model",
@@ -58,9 +62,11 @@ __all__ = [
     "Train",
     "Workers",
     "explain",
+    "kind_of",
+    "load_any",
     "load_data_recipe",
+    "load_eval_recipe",
     "load_recipe",
-    "makes_data",
     "notices",
     "recipe_key",
     "resolved_yaml",

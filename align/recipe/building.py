@@ -11,9 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from align.recipe.base import Conflict, KeyPath
 from align.recipe.data_recipe import DATA_SECTIONS, DataRecipe
+from align.recipe.eval_recipe import EVAL_PLAIN, EVAL_SECTIONS, EvalRecipe
 from align.recipe.reading import UNREADABLE, Draft
 from align.recipe.schemas import (
-    STAGE_LISTS,
+    LISTS,
     choices_of,
     expected_in_words,
     model_at,
@@ -21,7 +22,6 @@ from align.recipe.schemas import (
     schema_of,
 )
 from align.recipe.sections import OBJECTIVES, SECTIONS, Recipe
-from align.recipe.stages import STAGES
 from align.recipe.suggestions import did_you_mean, unknown_key
 from align.recipe.yaml_rules import TAG, as_yaml, plain_tag
 
@@ -30,11 +30,12 @@ def build(draft: Draft) -> Recipe | None:
     """The recipe, where every section is right; else what is wrong goes into the draft."""
     optional = ("prompts",)
     parts = _built_sections(draft, SECTIONS, _needed(draft), optional, [*Recipe.model_fields])
-    stages = _built_stages(draft, "each_round")
+    stages, evaluations = _built_list(draft, "each_round"), _built_list(draft, "evaluations")
     rounds = _rounds(draft)
-    if parts is None or stages is None or rounds == 0:
+    if parts is None or stages is None or evaluations is None or rounds == 0:
         return None
-    return _whole(draft, Recipe, {**parts, "rounds": rounds, "each_round": stages})
+    lists = {"each_round": stages, "evaluations": evaluations}
+    return _whole(draft, Recipe, {**parts, "rounds": rounds, **lists})
 
 
 def build_data(draft: Draft) -> DataRecipe | None:
@@ -44,7 +45,7 @@ def build_data(draft: Draft) -> DataRecipe | None:
             draft.add((key,), "a recipe with `build` trains nothing; take one of the two out")
     keys = [*DataRecipe.model_fields]
     parts = _built_sections(draft, DATA_SECTIONS, ("model",), ("prompts",), keys)
-    stages = _built_stages(draft, "build")
+    stages = _built_list(draft, "build")
     seed = draft.values.get("seed", 0)
     if type(seed) is not int or seed < 0:
         draft.add(("seed",), f"found {as_yaml(seed)}; write an integer >= 0")
@@ -52,6 +53,20 @@ def build_data(draft: Draft) -> DataRecipe | None:
     if parts is None or stages is None:
         return None
     return _whole(draft, DataRecipe, {**parts, "seed": seed, "build": stages})
+
+
+def build_eval(draft: Draft) -> EvalRecipe | None:
+    """The recipe of evaluations, where all of it is right; else the draft says what is wrong."""
+    for key in ("train", "roles", "data", "prompts", "each_round", "build", "evaluate", "keep"):
+        if draft.values.pop(key, None) is not None:
+            draft.add((key,), "a recipe of evaluations alone does not read it; take it out")
+    keys = [*EvalRecipe.model_fields]
+    parts = _built_sections(draft, EVAL_SECTIONS, ("model",), ("server",), keys)
+    evaluations = _built_list(draft, "evaluations")
+    if parts is None or evaluations is None:
+        return None
+    plain = {key: draft.values[key] for key in EVAL_PLAIN[1:] if key in draft.values}
+    return _whole(draft, EvalRecipe, {**parts, **plain, "evaluations": evaluations})
 
 
 R = TypeVar("R", bound=BaseModel)
@@ -63,7 +78,7 @@ def _whole(draft: Draft, root: type[R], parts: dict[str, Any]) -> R | None:
     except ValidationError as error:
         for fault in error.errors():
             if fault["type"] != "conflict":
-                draft.add((str(fault["loc"][0]),), _sentence(fault["msg"]))
+                _tell(draft, (str(fault["loc"][0]),), cast("Mapping[str, Any]", fault), "")
                 continue
             for key, text in cast("list[Conflict]", fault["ctx"]["conflicts"]):  # type: ignore[typeddict-item]
                 draft.add(tuple(key.split(".")), text)
@@ -117,31 +132,32 @@ def _rounds(draft: Draft) -> int | None:
     return 0
 
 
-def _built_stages(draft: Draft, key: str) -> tuple[BaseModel, ...] | None:
+def _built_list(draft: Draft, key: str) -> tuple[BaseModel, ...] | None:
     node = draft.values.get(key)
     if node is None:
         return ()
     if not isinstance(node, list):
         found = as_yaml(node)
-        draft.add((key,), f"found {found}; write a list of stages, `- {{run: generate}}`")
+        draft.add((key,), f"found {found}; write a list, `- {{run: {next(iter(LISTS[key]))}}}`")
         return None
     built: list[BaseModel | None] = []
+    known = LISTS[key]
     for i, stage in enumerate(cast("list[Any]", node)):
         path = (key, str(i))
         name: Any = cast("dict[str, Any]", stage).get("run") if isinstance(stage, dict) else None
         if name is None:
-            draft.add(path, "is no stage; write `- {run: generate}`, each with its keys")
-        elif name not in STAGES:
-            hint = did_you_mean(str(name), list(STAGES))
-            draft.add((*path, "run"), f"no stage {as_yaml(name)}{hint}; there are {_STAGE_NAMES}")
+            draft.add(path, f"is no stage; write `- {{run: {next(iter(known))}}}`, with its keys")
+        elif name not in known:
+            hint = did_you_mean(str(name), list(known))
+            names = ", ".join(known)
+            draft.add((*path, "run"), f"no stage {as_yaml(name)}{hint}; there are {names}")
         else:
-            built.append(_built(draft, path, STAGES[name], cast("dict[str, Any]", stage)))
+            built.append(_built(draft, path, known[name], cast("dict[str, Any]", stage)))
             continue
         built.append(None)
     return None if None in built else tuple(stage for stage in built if stage is not None)
 
 
-_STAGE_NAMES = ", ".join(STAGES)
 _EXAMPLES = {
     "model": "`model: {model_name_or_path: <folder or Hub id>}`",
     "data": "`data: {pairs: <file or Hub id>}`",
@@ -185,7 +201,7 @@ def _built(
         objective = ""
         if path == ("objective",):
             objective = str(node.get("name"))
-        elif path[0] in STAGE_LISTS:
+        elif path[0] in LISTS:
             objective = str(node.get("run"))
         told: set[KeyPath] = set()
         for fault in error.errors():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from align.errors import RecipeError
-from align.recipe.base import KeyPath
+from align.recipe.base import KeyPath, Section
 from align.recipe.data_recipe import DataRecipe
+from align.recipe.eval_recipe import EvalRecipe
 from align.recipe.refused import REFUSED
 from align.recipe.schemas import (
     description_of,
@@ -18,6 +19,8 @@ from align.recipe.schemas import (
 from align.recipe.sections import OBJECTIVES, Recipe
 from align.recipe.suggestions import did_you_mean, nearest_key
 from align.recipe.yaml_rules import as_yaml
+
+OTHERS: dict[type[Section], str] = {DataRecipe: "align data build", EvalRecipe: "align eval"}
 
 
 def explain(key: str = "") -> str:
@@ -33,8 +36,9 @@ def explain(key: str = "") -> str:
     if not path:
         lines = [f"{name}: {description_of(Recipe, name)}" for name in Recipe.model_fields]
         lines += [
-            f"{name} (of a data recipe): {description_of(DataRecipe, name)}"
-            for name in DataRecipe.model_fields
+            f"{name} (of a recipe for `{command}`): {description_of(root, name)}"
+            for root, command in OTHERS.items()
+            for name in root.model_fields
             if name not in Recipe.model_fields
         ]
         return "\n".join(lines)
@@ -43,8 +47,9 @@ def explain(key: str = "") -> str:
         return f"{key}: not a key of a recipe; {refused}"
     if path[0] == "objective":
         return _explain_objective(key, path)
-    is_of_data = len(path) == 1 and path[0] not in Recipe.model_fields
-    model = DataRecipe if is_of_data else model_at(path[:-1], "")
+    others = [root for root in OTHERS if path[0] in root.model_fields]
+    is_of_others = len(path) == 1 and path[0] not in Recipe.model_fields and others
+    model = others[0] if is_of_others else model_at(path[:-1], "")
     if model is None or path[-1] not in model.model_fields:
         suggestion = nearest_key(path, "")
         raise RecipeError(f"{key}: no such key{suggestion}")

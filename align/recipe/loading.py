@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from align.errors import RecipeError
-from align.recipe.building import build, build_data
+from align.recipe.building import build, build_data, build_eval
 from align.recipe.data_recipe import DataRecipe
+from align.recipe.eval_recipe import EvalRecipe
 from align.recipe.reading import Draft, apply_override, position_of, read_draft
 from align.recipe.sections import Model, Recipe
 
@@ -32,11 +34,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: everything wrong with the file and the overrides, one line each.
     """
     draft = _draft(path, overrides)
-    if makes_data(path, overrides):
-        raise RecipeError(
-            f"{draft.where(('build',))}: build: this recipe makes a data set and trains nothing; "
-            f"run `align data build {path}`"
-        )
+    command = {"data": "align data build", "eval": "align eval"}.get(_kind(draft))
+    if command is not None:
+        raise RecipeError(f"{draft.file}:1: this recipe trains nothing; run `{command} {path}`")
     recipe = build(draft)
     _refuse(draft)
     assert recipe is not None
@@ -67,14 +67,53 @@ def load_data_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DataRec
     return recipe
 
 
-def makes_data(path: str | Path, overrides: Sequence[str] = ()) -> bool:
-    """Whether a recipe makes a data set and trains nothing.
+Kind = Literal["train", "data", "eval"]
+
+
+def kind_of(path: str | Path, overrides: Sequence[str] = ()) -> Kind:
+    """Whether a recipe trains (once or in rounds), makes a data set, or measures a model.
 
     Raises:
         RecipeError: it cannot be read as one YAML mapping.
     """
-    values = _draft(path, overrides).values
-    return "build" in values and "objective" not in values
+    return _kind(_draft(path, overrides))
+
+
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | DataRecipe | EvalRecipe:
+    """Read and check a recipe of any kind.
+
+    Raises:
+        RecipeError: everything wrong with the file and the overrides, one line each.
+    """
+    load = {"train": load_recipe, "data": load_data_recipe, "eval": load_eval_recipe}
+    return load[kind_of(path, overrides)](path, overrides)
+
+
+def load_eval_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvalRecipe:
+    """Read and check a recipe of evaluations.
+
+    Raises:
+        RecipeError: everything wrong with the file and the overrides, one line each.
+    """
+    draft = _draft(path, overrides)
+    if _kind(draft) != "eval":
+        raise RecipeError(
+            f"{draft.file}:1: nothing but a model and `evaluations` stands in a recipe for "
+            "`align eval`; write `evaluations: [{run: tasks, tasks: [sums]}]`, and take out what "
+            "trains."
+        )
+    recipe = build_eval(draft)
+    _refuse(draft)
+    assert recipe is not None
+    return recipe
+
+
+def _kind(draft: Draft) -> Kind:
+    if "objective" in draft.values:
+        return "train"
+    if "build" in draft.values:
+        return "data"
+    return "eval" if "evaluations" in draft.values else "train"
 
 
 def _draft(path: str | Path, overrides: Sequence[str]) -> Draft:

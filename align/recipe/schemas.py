@@ -9,13 +9,20 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from align.recipe.base import KeyPath
+from align.recipe.base import KeyPath, Section
 from align.recipe.data_recipe import DataRecipe
+from align.recipe.eval_recipe import EvalRecipe
+from align.recipe.evaluations import EVALUATIONS
 from align.recipe.sections import OBJECTIVES, Recipe
 from align.recipe.stages import STAGES
 
-# Keys of a recipe that hold a list of stages.
-STAGE_LISTS = ("each_round", "build")
+# Keys of a recipe that hold a list of nodes, each with a `run`.
+LISTS: dict[str, dict[str, type[Section]]] = {
+    "each_round": STAGES,
+    "build": STAGES,
+    "evaluations": EVALUATIONS,
+}
+ROOTS: tuple[type[Section], ...] = (Recipe, DataRecipe, EvalRecipe)
 
 
 @functools.cache
@@ -35,11 +42,11 @@ def model_at(path: KeyPath, variant: str) -> type[BaseModel] | None:
         return Recipe
     if path[0] == "objective":
         return OBJECTIVES.get(variant) if len(path) == 1 else None
-    model: Any = Recipe if path[0] in Recipe.model_fields else DataRecipe
-    if path[0] in STAGE_LISTS:
-        if len(path) < 2 or variant not in STAGES:
+    model: Any = next((root for root in ROOTS if path[0] in root.model_fields), Recipe)
+    if path[0] in LISTS:
+        if len(path) < 2 or variant not in LISTS[path[0]]:
             return None
-        model, path = STAGES[variant], path[2:]
+        model, path = LISTS[path[0]][variant], path[2:]
     for part in path:
         if part not in model.model_fields:
             return None

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from align.loops.retention import Retention
 from align.objectives import AnyObjective
 from align.recipe.base import Conflict, Section
+from align.recipe.evaluations import AnyEvaluation
 from align.recipe.stages import AnyStage
 from align.recipe.train import Train
 from align.records import RowPolicy
@@ -284,6 +285,8 @@ class Recipe(Section):
     """A loop's stages, in order: generate, judge, select, train, evaluate."""
     keep: Retention = Retention()
     """Which old policies a loop keeps."""
+    evaluations: tuple[AnyEvaluation, ...] = ()
+    """What a loop's evaluate stage measures besides: alpaca_eval, arena_hard, win_rate, tasks."""
 
     @property
     def is_loop(self) -> bool:
@@ -300,6 +303,11 @@ class Recipe(Section):
         for key in ("prompts", "each_round"):
             if getattr(self, key):
                 yield key, "belongs to a loop; write `rounds: 3` too, or take it out"
+        if self.evaluations:
+            yield (
+                "evaluations",
+                "belongs to a loop, or to a recipe of its own for `align eval`; take it out here",
+            )
         for role, source in self.roles.given.items():
             if source in ROUND_POLICIES or source.startswith("ema:"):
                 yield (
@@ -327,6 +335,8 @@ class Recipe(Section):
                     "or train all weights",
                 )
         ran = [stage.run for stage in self.each_round]
+        if self.evaluations and "evaluate" not in ran:
+            yield "evaluations", "no stage measures; write `- {run: evaluate}` behind train"
         if "train" not in ran:
             yield "each_round", "no stage trains; write `- {run: train}` behind the select stage"
         for name in ("generate", "judge", "select", "train", "evaluate"):
@@ -373,7 +383,7 @@ class Recipe(Section):
 
 
 # Keys of a recipe that hold no mapping of keys.
-PLAIN = ("rounds", "each_round")
+PLAIN = ("rounds", "each_round", "evaluations")
 SECTIONS: tuple[str, ...] = tuple(name for name in Recipe.model_fields if name not in PLAIN)
 OBJECTIVES: dict[str, type[BaseModel]] = {
     member.model_fields["name"].default: member for member in get_args(get_args(AnyObjective)[0])

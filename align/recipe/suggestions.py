@@ -11,8 +11,9 @@ from pydantic import BaseModel
 
 from align.recipe.base import KeyPath
 from align.recipe.data_recipe import DATA_SECTIONS
+from align.recipe.eval_recipe import EVAL_SECTIONS
 from align.recipe.refused import OTHER_NAMES, REFUSED
-from align.recipe.schemas import STAGE_LISTS, model_at
+from align.recipe.schemas import LISTS, model_at
 from align.recipe.sections import OBJECTIVES, SECTIONS
 
 
@@ -31,7 +32,7 @@ def nearest_key(path: KeyPath, objective: str) -> str:
     """The nearest right key: in the same section, elsewhere, or by another project's name."""
     section, key = path[:-1], path[-1]
     prefix = "".join(f"{part}." for part in section)
-    if section and section[0] not in (*SECTIONS, *DATA_SECTIONS, *STAGE_LISTS):
+    if section and section[0] not in (*SECTIONS, *DATA_SECTIONS, *EVAL_SECTIONS, *LISTS):
         hint = did_you_mean(section[0], SECTIONS)
         return hint or f"; the sections are {', '.join(SECTIONS)}"
     if section == ("objective",):

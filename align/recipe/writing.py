@@ -12,19 +12,20 @@ from typing import Any
 import yaml
 
 from align.recipe.data_recipe import DataRecipe
+from align.recipe.eval_recipe import EvalRecipe
 from align.recipe.schemas import ordered_fields
 from align.recipe.sections import Data, Recipe
 from align.recipe.yaml_rules import Dumper
 
 
-def resolved_yaml(recipe: Recipe | DataRecipe) -> str:
+def resolved_yaml(recipe: Recipe | DataRecipe | EvalRecipe) -> str:
     """Every key of a recipe with its value; loading it gives an equal recipe."""
     return yaml.dump(
         plain_values(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100
     )
 
 
-def recipe_key(recipe: Recipe | DataRecipe) -> str:
+def recipe_key(recipe: Recipe | DataRecipe | EvalRecipe) -> str:
     """10 hex digits that name what a recipe trains.
 
     What may change under a run has no part: the hub section, a later step; how far a loop goes; and
@@ -36,12 +37,16 @@ def recipe_key(recipe: Recipe | DataRecipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def plain_values(recipe: Recipe | DataRecipe) -> dict[str, Any]:
+def plain_values(recipe: Recipe | DataRecipe | EvalRecipe) -> dict[str, Any]:
     """The recipe as YAML holds it, own keys before inherited ones, without roles not given."""
     nodes = recipe.model_dump(mode="json")
-    nodes["data"] = {key: nodes["data"][key] for key in ordered_fields(Data)}
-    if isinstance(recipe, DataRecipe):
+    if "data" in nodes:
+        nodes["data"] = {key: nodes["data"][key] for key in ordered_fields(Data)}
+    if not isinstance(recipe, Recipe):
         return {key: node for key, node in nodes.items() if node is not None}
     nodes["roles"] = dict(recipe.roles.given)
-    unused = ("prompts", "rounds", "each_round", "keep") if not recipe.is_loop else ("",)
+    of_loops = ("prompts", "rounds", "each_round", "keep", "evaluations")
+    unused = of_loops if not recipe.is_loop else ("",)
+    if not recipe.evaluations:
+        unused = (*unused, "evaluations")
     return {key: node for key, node in nodes.items() if key not in unused}

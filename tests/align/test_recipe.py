@@ -20,6 +20,7 @@ from align.recipe import (
     WORLD_PAIRS,
     Data,
     DataRecipe,
+    EvalRecipe,
     Evaluate,
     Hub,
     Model,
@@ -676,10 +677,10 @@ def test_explain_says_meaning_values_and_default() -> None:
     assert "objective.beta of rpo" in explain("objective.beta")
     assert "objective.eta" in explain("objective.rpo")
     assert "the formula is the objective section's" in explain("train.loss_type")
-    listed = {
-        line.split(":")[0].removesuffix(" (of a data recipe)") for line in explain().splitlines()
-    }
-    assert listed == set(Recipe.model_fields) | set(DataRecipe.model_fields)
+    listed = {line.split(":")[0].partition(" (")[0] for line in explain().splitlines()}
+    assert listed == {key for root in (Recipe, DataRecipe, EvalRecipe) for key in root.model_fields}
+    assert "build (of a recipe for `align data build`): " in explain()
+    assert "tables; null takes" in explain("name")
     with pytest.raises(RecipeError, match=r"did you mean `train\.learning_rate`\?"):
         explain("train.lerning_rate")
     with pytest.raises(RecipeError, match=r"did you mean `objective\.beta`\?"):

@@ -13,15 +13,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.cli import main
 from align.manifest import damage
-from align.recipe import load_data_recipe, load_recipe, makes_data, resolved_yaml
+from align.recipe import kind_of, load_any, resolved_yaml
 from align.records import RowPolicy
 from data_pipelines.sources import read_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 OURS = [path for path in RECIPES if path.parent.name != "accelerate"]
-DATA = [path for path in OURS if makes_data(path)]
-TRAINING = [path for path in OURS if path not in DATA]
+DATA = [path for path in OURS if kind_of(path) == "data"]
+TRAINING = [path for path in OURS if kind_of(path) == "train"]
 TINY = [path for path in TRAINING if path.stem in ("tiny", "offline-tiny", "styles-tiny")]
 LOOPS = [path for path in TINY if "rounds" in yaml.safe_load(path.read_text())]
 OFFLINE = [path for path in TINY if path not in LOOPS]
@@ -64,18 +64,17 @@ def test_every_yaml_is_seen() -> None:
     }
     assert found == {path.relative_to(ROOT / "recipes").as_posix() for path in RECIPES}
     assert len(TRAINING) >= 9
-    tiny = {path.parent.name for path in TINY if path.stem == "tiny"}
-    assert tiny | {path.parent.name for path in TINY_DATA} == {path.parent.name for path in OURS}
+    tiny = {path.parent.name for path in OURS if path.stem.endswith("tiny")}
+    assert tiny == {path.parent.name for path in OURS}
     assert {path.parent.name for path in LOOPS if path.stem == "tiny"} == ON_POLICY
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_every_recipe_loads_and_is_written_back_equal(path: Path, tmp_path: Path) -> None:
-    load = load_data_recipe if path in DATA else load_recipe
-    recipe = load(path)
+    recipe = load_any(path)
     written = tmp_path / "resolved.yaml"
     written.write_text(resolved_yaml(recipe))
-    assert load(written) == recipe
+    assert load_any(written) == recipe
     assert path.read_text().startswith("# "), (
         "a recipe opens with a sentence that says what it shows"
     )
@@ -160,6 +159,16 @@ def test_tiny_data_recipe_through_the_command(path: Path, tmp_path: Path, capsys
     assert (len(pairs), report.read) == (rows["kept"], rows["kept"])
     assert damage(run / "dataset") is None
     assert "Policy: `world:sums`" in (run / "dataset" / "README.md").read_text()
+
+
+@pytest.mark.e2e
+def test_tiny_evaluation_through_the_command(tmp_path: Path, capsys) -> None:
+    path = ROOT / "recipes" / "evaluation" / "tiny.yaml"
+    main(["eval", str(path), "evaluations.0.n=32", "--run", str(tmp_path / "run")])
+    assert "| sums v1 | world:sums |" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["n"] == 32
+    assert metrics["scores"]["tasks/sums/strict/value"] > 0.8
 
 
 @pytest.mark.e2e

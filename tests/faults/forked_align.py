@@ -26,10 +26,14 @@ import align.policies.token_writer
 import align.report.table
 import align.trainers.preference
 import data_pipelines.bundle
+import data_pipelines.expert_correction.work
 import data_pipelines.mcts.work
 import data_pipelines.prompts
 import data_pipelines.select
+import data_pipelines.self_reference.work
 import data_pipelines.sources
+import data_pipelines.uncertainty.files
+import data_pipelines.uncertainty.work
 import eval.suite
 from align.cli import main
 
