@@ -41,10 +41,15 @@ MODEL_FILES = (
     "additional_chat_templates/*.jinja",
     "processor_config.json",
     "preprocessor_config.json",
+    # A diffusion model: the network that was trained, and how it is sampled from.
+    "unet/*.safetensors",
+    "unet/*.safetensors.index.json",
+    "unet/config.json",
+    "scheduler/scheduler_config.json",
     "README.md",
 )
 DATASET_FILES = ("README.md", "data/*.parquet")
-RUN_FILES = ("recipe.yaml", "metrics.json", "curves.png")
+RUN_FILES = ("recipe.yaml", "metrics.json", "curves.png", "before.png", "after.png")
 REQUIRED = ("README.md", "recipe.yaml", "metrics.json")
 # Vocabularies are lists of words: "/root" alone is a word there, "/root/model" is not.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "*.model")
@@ -265,7 +270,7 @@ def _require_whole(run_dir: Path, files: Sequence[File]) -> None:
     if made_folder(run_dir) == "dataset":
         if not any(name.endswith(".parquet") for name in have):
             missing.append("dataset/data/*.parquet")
-    elif not have & {"config.json", "adapter_config.json"}:
+    elif not have & {"config.json", "adapter_config.json", "unet/config.json"}:
         missing.append("model/config.json or model/adapter_config.json")
     elif not any(name.endswith(".safetensors") for name in have):
         missing.append("model/*.safetensors")

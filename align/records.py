@@ -17,7 +17,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from align.errors import DataError
 
@@ -62,7 +70,8 @@ REASONS: Mapping[Reason, str] = {
     "given twice",
     "wrong_type": "a field holds another type than text or messages, or mixes the two in one row",
     "missing_field": "a field that the format needs is absent or null",
-    "unsupported_content": "a message carries an image, a tool call or reasoning besides its text",
+    "unsupported_content": "a message carries a tool call or reasoning besides its text, or "
+    "a picture stands where model or format have no place for one",
     "bad_transcript": "a transcript does not open with a Human or end with an Assistant turn",
     "prompts_differ": "chosen and rejected do not continue the same prompt",
     "wrong_roles": "unknown role, misplaced system turn, prompt that does not end with a question, "
@@ -124,6 +133,24 @@ class Message(Record):
 
 
 Text = str | tuple[Message, ...]
+# A picture by its place: a file, or the file itself as a data URI (`data:image/png;base64,...`).
+ImageRef = str
+
+
+class Degraded(Record):
+    """What becomes of a row's own pictures on the rejected side, in place of other pictures.
+
+    Yang et al. 2025, OPA-DPO (arXiv 2501.09695), and the program of its authors.
+
+    Attributes:
+        method: "pixels" sets random pixels, the same in all channels, to the picture's mean colour.
+        share: of the pixels; floor(share * height * width) of them.
+        seed: of their choice; the policy and every role see the same picture.
+    """
+
+    method: Literal["pixels"] = "pixels"
+    share: float = Field(default=0.3, ge=0.0, le=1.0)
+    seed: int = Field(default=0, ge=0)
 
 
 def content_id(*parts: object) -> str:
@@ -143,6 +170,7 @@ class Prompt(Record):
     """What a policy is asked to continue."""
 
     prompt: Text
+    images: tuple[ImageRef, ...] | None = None
     group_id: str | None = None
     source: str
     row: int
@@ -151,6 +179,17 @@ class Prompt(Record):
     def id(self) -> str:
         """16 hex characters of the content, whatever file it came from."""
         return content_id(self.model_dump(exclude={"source", "row"}))
+
+    @model_serializer(mode="wrap")
+    def _without_no_images(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_no_images(write(self))
+
+
+def without_no_images(written: dict[str, Any]) -> dict[str, Any]:
+    """A row as it was written before rows could have pictures, where it has none."""
+    if written.get("images", ...) is None:
+        del written["images"]
+    return written
 
 
 class Completion(Record):
@@ -253,6 +292,10 @@ class PreferencePair(Record):
             trained on, and a tokenizer that does not read them as the texts is refused.
         chosen_ids: the end token included, where the side has one.
         rejected_ids: the same for the other side.
+        images: what the prompt shows, before the words of its first user turn.
+        rejected_images: what it shows on the rejected side, where that is something else; both
+            completions may then be the same.
+        pair_kind: which of the pairs of one question this is; OPA-DPO's loss depends on it.
         group_id: pairs of one question, tree or document share it.
         source: the file, or hub id@revision.
         row: 1-based number of the row in `source`.
@@ -272,6 +315,9 @@ class PreferencePair(Record):
     prompt_ids: tuple[int, ...] | None = None
     chosen_ids: tuple[int, ...] | None = None
     rejected_ids: tuple[int, ...] | None = None
+    images: tuple[ImageRef, ...] | None = None
+    rejected_images: tuple[ImageRef, ...] | Degraded | None = None
+    pair_kind: str | None = None
     group_id: str | None = None
     source: str
     row: int = Field(ge=1)
@@ -283,6 +329,13 @@ class PreferencePair(Record):
         ids = (self.prompt_ids, self.chosen_ids, self.rejected_ids)
         if len({side is None for side in ids}) != 1:
             raise ValueError("prompt_ids, chosen_ids and rejected_ids must be given all, or none")
+        other = self.rejected_images
+        if other is not None and self.images is None:
+            raise ValueError("rejected_images without images")
+        if self.images == () or other == ():
+            raise ValueError("images and rejected_images are left out where there are none")
+        if isinstance(other, tuple) and len(other) != len(self.images or ()):
+            raise ValueError("rejected_images must be as many as images: both share the prompt")
         return self
 
     @property
@@ -298,7 +351,16 @@ class PreferencePair(Record):
         return content_id({k: v for k, v in content.items() if v is not None or k not in _LATER})
 
 
-_LATER = ("chosen_ends", "rejected_ends", "prompt_ids", "chosen_ids", "rejected_ids")
+_LATER = (
+    "chosen_ends",
+    "rejected_ends",
+    "prompt_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "images",
+    "rejected_images",
+    "pair_kind",
+)
 
 
 class RowPolicy(BaseModel):
@@ -572,7 +634,7 @@ def check_pair(pair: PreferencePair) -> None:
     for at, completion in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         _check_unicode(completion, at)
         _check_completion(completion, at)
-    if pair.chosen == pair.rejected:
+    if pair.chosen == pair.rejected and pair.rejected_images is None:
         raise RowProblem("equal", "rejected", "the same text as chosen")
     if (pair.chosen_score is None) != (pair.rejected_score is None):
         missing = "chosen_score" if pair.chosen_score is None else "rejected_score"

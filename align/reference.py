@@ -86,7 +86,14 @@ def weights_digest(model: nn.Module, without: Sequence[str] = ()) -> str:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Sha256 over vocabulary, merges, special tokens and chat template, in hex."""
+    """Sha256 over vocabulary, merges, special tokens and chat template, in hex.
+
+    Of a processor, over how it prepares pictures too.
+    """
+    if (of_images := getattr(tokenizer, "image_processor", None)) is not None:
+        processor: Any = tokenizer
+        own = [repr(processor.chat_template), repr(processor.image_token)]
+        return digest([tokenizer_digest(processor.tokenizer), of_images.to_json_string(), *own])
     backend = getattr(tokenizer, "backend_tokenizer", None)
     content = (
         backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))

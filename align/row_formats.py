@@ -27,10 +27,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from align.errors import DataError
 from align.records import (
     LONE_SURROGATE,
+    Degraded,
     DroppedRow,
+    ImageRef,
     Message,
     PreferencePair,
     Role,
@@ -40,6 +44,7 @@ from align.records import (
     Text,
     check_pair,
 )
+from align.vision.refs import refs_of
 
 Format = Literal["auto", "trl", "hh", "sharegpt"]
 # What a source yields: where the row stands, and the row or what keeps it from being one.
@@ -66,7 +71,8 @@ ROLES: Mapping[str, Role] = {
 }
 # Columns and message keys that change what a model sees: dropped in silence, they would leave
 # another conversation to train on.
-UNSUPPORTED_COLUMNS = ("images", "rejected_images", "videos", "audios", "tools")
+UNSUPPORTED_COLUMNS = ("videos", "audios", "tools")
+IMAGES = ("images", "image", "rejected_images")
 UNSUPPORTED_KEYS = (
     "tool_calls",
     "function_call",
@@ -129,6 +135,7 @@ def pairs_from_rows(
     seen: dict[bytes, tuple[str, int]] = {}
     for place, number, raw in itertools.chain(sample, raws):
         reading.notes.clear()
+        reading.placeholders.clear()
         try:
             if isinstance(raw, RowProblem):
                 raise raw
@@ -159,6 +166,7 @@ class _Reading:
         self.report = report
         self.explicit_prompt = explicit_prompt
         self.notes: set[str] = set()
+        self.placeholders: list[str] = []
 
     def text(self, value: object, at: str) -> str:
         """`value` if it is text, with lone surrogates as the policy says."""
@@ -217,6 +225,12 @@ class _Reading:
         for i, part in enumerate(parts):
             if not isinstance(part, Mapping):
                 raise RowProblem("wrong_type", f"{at}[{i}]", f"{type(part).__name__} as a part")
+            if part.get("type") == "image":
+                # The row's pictures stand in columns of their own and before these words.
+                if texts:
+                    raise RowProblem("unsupported_content", f"{at}[{i}]", "a picture behind words")
+                self.placeholders.append(at)
+                continue
             if part.get("type") != "text":
                 raise RowProblem("unsupported_content", f"{at}[{i}]", "a part that is no text")
             texts.append(self.text(part.get("text"), f"{at}[{i}].text"))
@@ -232,7 +246,7 @@ class _Reading:
                 "wrong_type", "chosen", f"prompt, chosen, rejected mix {', '.join(kinds)}"
             )
         used = {"prompt", "chosen", "rejected", "group_id", "system"}
-        used.update((*TOKEN_WEIGHTS, *ENDS, *TOKEN_IDS))
+        used.update((*TOKEN_WEIGHTS, *ENDS, *TOKEN_IDS, *IMAGES, "pair_kind"))
         used.update(("conversations", "conversation"))
         scores: dict[str, float | None] = {}
         for name, spellings in SCORES.items():
@@ -252,6 +266,9 @@ class _Reading:
         if 0 < len(absent) < len(TOKEN_IDS):
             raise RowProblem("missing_field", absent[0], "absent beside the ids of the others")
         prompt, chosen, rejected = texts
+        column = "image" if row.get("images") is None else "images"
+        images = refs_of(row.get(column), column, source)
+        self._check_placeholders(prompt, images)
         return PreferencePair(
             prompt=prompt,
             chosen=chosen,
@@ -267,6 +284,9 @@ class _Reading:
             prompt_ids=ids["prompt_ids"],
             chosen_ids=ids["chosen_ids"],
             rejected_ids=ids["rejected_ids"],
+            images=images,
+            rejected_images=_rejected_images(row, images, source),
+            pair_kind=self._optional_text(row, "pair_kind"),
             group_id=str(group) if isinstance(group, int) else self._group(group),
             source=source,
             row=number,
@@ -274,6 +294,25 @@ class _Reading:
 
     def _group(self, group: object) -> str | None:
         return None if group is None else self.text(group, "group_id")
+
+    def _optional_text(self, row: Mapping[str, Any], column: str) -> str | None:
+        return None if row.get(column) is None else self.text(row[column], column)
+
+    def _check_placeholders(self, prompt: Text, images: tuple[ImageRef, ...] | None) -> None:
+        if images is not None and isinstance(prompt, str):
+            detail = "beside plain text, which has no place for a picture; give messages"
+            raise RowProblem("unsupported_content", "images", detail)
+        marked = self.placeholders
+        if not marked:
+            return
+        if images is None:
+            raise RowProblem("missing_field", "images", "absent, while a message has its place")
+        first = next((i for i, m in enumerate(prompt) if m.role == "user"), None)  # type: ignore[union-attr]
+        columns = ("prompt", "conversations", "conversation", "messages")
+        places = {f"{column}[{first}].{key}" for column in columns for key in ("content", "value")}
+        if len(set(marked)) > 1 or marked[0] not in places or len(marked) != len(images):
+            detail = f"{len(marked)} places for {len(images)} pictures, which stand at the front of"
+            raise RowProblem("unsupported_content", marked[0], f"{detail} the first user turn")
 
 
 def _number(value: object, at: str) -> float:
@@ -295,6 +334,27 @@ def _weights(row: Mapping[str, Any], column: str) -> tuple[float, ...] | None:
     if not isinstance(values, list):
         raise RowProblem("bad_score", column, f"{type(values).__name__} instead of a list")
     return tuple(_number(value, f"{column}[{i}]") for i, value in enumerate(values))
+
+
+def _rejected_images(
+    row: Mapping[str, Any], images: tuple[ImageRef, ...] | None, source: str
+) -> tuple[ImageRef, ...] | Degraded | None:
+    value = row.get("rejected_images")
+    if isinstance(value, Mapping) and "method" in value:
+        try:
+            found = Degraded.model_validate(dict(value))
+        except ValidationError as error:
+            raise RowProblem("wrong_type", "rejected_images", "no known degradation") from error
+    else:
+        found = refs_of(value, "rejected_images", source)
+    if found is None or images is None:
+        if found is not None:
+            raise RowProblem("missing_field", "images", "absent beside rejected_images")
+        return None
+    if isinstance(found, tuple) and len(found) != len(images):
+        detail = f"{len(found)} pictures, and images has {len(images)}: both share the prompt"
+        raise RowProblem("wrong_type", "rejected_images", detail)
+    return found
 
 
 def _truth(row: Mapping[str, Any], column: str) -> bool | None:
@@ -466,9 +526,16 @@ READERS: Mapping[str, Read] = {"trl": _read_trl, "hh": _read_hh, "sharegpt": _re
 
 def _check_swapped(pair: PreferencePair, seen: dict[bytes, tuple[str, int]]) -> None:
     def key(*texts: Text) -> bytes:
-        plain = [t if isinstance(t, str) else [(m.role, m.content) for m in t] for t in texts]
+        plain: list[Any] = [
+            t if isinstance(t, str) else [(m.role, m.content) for m in t] for t in texts
+        ]
+        if pair.images is not None:
+            plain.append(list(pair.images))
         return hashlib.sha256(json.dumps(plain).encode("ascii")).digest()
 
+    if pair.rejected_images is not None:
+        # The sides differ in what is seen, which the texts do not say.
+        return
     earlier = seen.get(key(pair.prompt, pair.rejected, pair.chosen))
     if earlier is not None:
         raise RowProblem("swapped_duplicate", "rejected", f"{earlier[0]}, row {earlier[1]}")

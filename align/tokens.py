@@ -46,7 +46,7 @@ from align.records import (
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 OPTIONAL_COLUMNS = (
     "chosen_score",
@@ -87,8 +87,10 @@ class TokenizedPair:
     notes: tuple[str, ...] = ()
 
 
-class _Encoder:
+class Encoder:
     """A tokenizer with what must be known about it once: control tokens, prefix, end token."""
+
+    reads_images = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, policy: RowPolicy) -> None:
         self.tokenizer = tokenizer
@@ -127,6 +129,9 @@ class _Encoder:
     def encode(self, pair: PreferencePair) -> TokenizedPair:
         """Ids of `pair` before any cut."""
         check_pair(pair)
+        if pair.images is not None and not self.reads_images:
+            detail = "this model has a tokenizer and no processor of pictures"
+            raise RowProblem("unsupported_content", "images", detail)
         made = self._of_texts(pair) if pair.prompt_ids is None else self._given(pair)
         for at, ids in (("chosen", made.chosen_ids), ("rejected", made.rejected_ids)):
             if len(ids) < 1 + _ends(pair, at):
@@ -436,11 +441,17 @@ class _Encoder:
 
     def _render(self, messages: Sequence[Message], until: str) -> str:
         """The template's text, up to the answer's start ("generation") or its end."""
+        return self._rendered(
+            [{"role": message.role, "content": message.content} for message in messages], until
+        )
+
+    def _rendered(self, conversation: list[dict[str, Any]], until: str) -> str:
+        """What the template makes of messages in its own form."""
         try:
             return cast(
                 str,
                 self.tokenizer.apply_chat_template(
-                    [{"role": message.role, "content": message.content} for message in messages],
+                    conversation,
                     tokenize=False,
                     add_generation_prompt=until == "generation",
                 ),
@@ -547,7 +558,7 @@ class _Encoder:
                     at,
                     f"{len(prompt_ids)} + {longest} tokens, data.max_length is {limit}",
                 )
-        if chosen_ids == rejected_ids:
+        if chosen_ids == rejected_ids and tokenized.pair.rejected_images is None:
             raise RowProblem("equal_after_cut", "rejected", "the same tokens as chosen")
         return replace(
             tokenized,
@@ -583,7 +594,12 @@ def _with_sides(pair: PreferencePair, chosen: str, rejected: str) -> PreferenceP
         for side in (chosen, rejected)
     ]
     return PreferencePair(
-        prompt=pair.prompt, chosen=sides[0], rejected=sides[1], source=pair.source, row=pair.row
+        prompt=pair.prompt,
+        chosen=sides[0],
+        rejected=sides[1],
+        images=pair.images,
+        source=pair.source,
+        row=pair.row,
     )
 
 
@@ -595,8 +611,17 @@ def _contents(pair: PreferencePair) -> Iterable[str]:
             yield from (message.content for message in text)
 
 
+def encoder_of(tokenizer: PreTrainedTokenizerBase | ProcessorMixin, policy: RowPolicy) -> Encoder:
+    """The encoder of a text model's tokenizer, or of a vision-language model's processor."""
+    if hasattr(tokenizer, "image_processor"):
+        from align.vision.tokens import VisionEncoder
+
+        return VisionEncoder(cast("ProcessorMixin", tokenizer), policy)
+    return Encoder(cast("PreTrainedTokenizerBase", tokenizer), policy)
+
+
 def encode_pair(
-    pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, policy: RowPolicy
+    pair: PreferencePair, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, policy: RowPolicy
 ) -> TokenizedPair:
     """Token ids of one pair, cut as `policy` says.
 
@@ -604,13 +629,13 @@ def encode_pair(
         RowProblem: the row cannot be used; `align.records.REASONS` lists the codes.
         DataError: no such row can be used with this tokenizer (no chat template, no end token).
     """
-    encoder = _Encoder(tokenizer, policy)
+    encoder = encoder_of(tokenizer, policy)
     return encoder.cut(encoder.encode(pair))
 
 
 def encode_pairs(
     pairs: Sequence[PreferencePair],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     policy: RowPolicy,
     report: RowReport,
 ) -> list[TokenizedPair]:
@@ -626,7 +651,7 @@ def encode_pairs(
         report.read = report.kept = len(pairs)
     if report.kept < len(pairs):
         raise ValueError(f"the report counts {report.kept} kept rows, and {len(pairs)} were given")
-    encoder = _Encoder(tokenizer, policy)
+    encoder = encoder_of(tokenizer, policy)
     tokenized: list[TokenizedPair] = []
     for pair in pairs:
         try:
@@ -660,9 +685,12 @@ def to_dataset(rows: Sequence[TokenizedPair]) -> datasets.Dataset:
     """The columns a trainer reads; an optional one only where every row has it.
 
     Token weights are cut with their completion. The columns are prompt_ids, chosen_ids,
-    rejected_ids, row_id, source, row and those of `OPTIONAL_COLUMNS`.
+    rejected_ids, row_id, source, row, those of `OPTIONAL_COLUMNS`, `pair_kind` where all rows are
+    of OPA-DPO's kinds, and those of `align.vision.columns` where a row shows pictures.
     """
     import datasets
+
+    from align.types import PAIR_KINDS
 
     number, text = datasets.Value("float64"), datasets.Value("string")
     ids = datasets.List(datasets.Value("int64"))
@@ -695,4 +723,11 @@ def to_dataset(rows: Sequence[TokenizedPair]) -> datasets.Dataset:
         else:
             features[name] = text if name == "group_id" else number
             columns[name] = [getattr(row.pair, name) for row in rows]
+    if any(row.pair.images is not None for row in rows):
+        from align.vision.columns import image_columns
+
+        image_columns([row.pair for row in rows], columns, features)
+    if rows and all(row.pair.pair_kind in PAIR_KINDS for row in rows):
+        features["pair_kind"] = text
+        columns["pair_kind"] = [row.pair.pair_kind for row in rows]
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

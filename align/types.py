@@ -20,6 +20,10 @@ from torch import Tensor
 
 X = TypeVar("X")
 
+# The pairs that OPA-DPO makes of one question (arXiv:2501.09695): ground truth over response,
+# revision over response, and each of the two under its picture over itself under a degraded one.
+PAIR_KINDS = ("gt_vs_gen", "rev_vs_gen", "gt_img", "rev_img")
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32, or unchanged where it is float64 already."""
@@ -88,6 +92,7 @@ class PairInputs:
         score: [B] each, an annotator's number (reward or win rate) in its own units.
         preference: [B] in [0, 1], P(chosen beats rejected); None means 1.
         token_weight: [B, T] each, weight of every completion token's log-ratio.
+        pair_kind: [B] int64, which of PAIR_KINDS a pair is.
     """
 
     policy: Pair[Logps]
@@ -99,6 +104,7 @@ class PairInputs:
     score: Pair[Tensor] | None = None
     preference: Tensor | None = None
     token_weight: Pair[Tensor] | None = None
+    pair_kind: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

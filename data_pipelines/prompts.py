@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from align.errors import DataError
 from align.records import (
     DroppedRow,
+    ImageRef,
     Message,
     Prompt,
     RowPolicy,
@@ -19,6 +20,7 @@ from align.records import (
     prompt_id,
 )
 from align.row_formats import pairs_from_rows
+from align.vision.refs import refs_of
 from data_pipelines.sources import open_rows
 
 _TEXT: TypeAdapter[Text] = TypeAdapter(Text)
@@ -43,11 +45,13 @@ def read_prompts(
     """
     report = RowReport()
     prompts: list[Prompt] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, tuple[str, ...] | None]] = set()
     for source, number, row in open_rows(path_or_id, split, revision):
         try:
             text = prompt_of_row(source, number, row, policy)
-            if prompt_id(text) in seen:
+            images = images_of_row(source, row)
+            asked = (prompt_id(text), images)
+            if asked in seen:
                 raise RowProblem("equal", "prompt", "an earlier row has the same prompt")
         except RowProblem as problem:
             # A prompt that comes twice is no fault of the data: pairs share theirs.
@@ -56,13 +60,27 @@ def read_prompts(
             else:
                 report.drop(DroppedRow.of(problem, source, number))
             continue
-        seen.add(prompt_id(text))
+        seen.add(asked)
         group = row.get("group_id") if isinstance(row, Mapping) else None
         named = str(group) if group is not None else None
-        prompts.append(Prompt(prompt=text, group_id=named, source=source, row=number))
+        prompts.append(
+            Prompt(prompt=text, images=images, group_id=named, source=source, row=number)
+        )
         report.keep()
     report.check(policy.max_dropped)
     return prompts, report
+
+
+def images_of_row(source: str, row: Mapping[str, Any] | RowProblem) -> tuple[ImageRef, ...] | None:
+    """What the prompt of a row shows: its column `images`, or `image`.
+
+    Raises:
+        RowProblem: something that names no picture.
+    """
+    if isinstance(row, RowProblem):
+        return None
+    column = "image" if row.get("images") is None else "images"
+    return refs_of(row.get(column), column, source)
 
 
 def prompt_of_row(

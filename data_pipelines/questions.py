@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from align.records import DroppedRow, RowPolicy, RowProblem, RowReport, prompt_id
-from data_pipelines.prompts import prompt_of_row
+from data_pipelines.prompts import images_of_row, prompt_of_row
 from data_pipelines.rows import Question
 from data_pipelines.sources import open_rows
 
@@ -36,17 +36,18 @@ def read_questions(
     """
     report = RowReport()
     questions: list[Question] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, tuple[str, ...] | None]] = set()
     for source, number, row in open_rows(path_or_id, split, revision):
         try:
             question = _question_of(source, number, row, policy)
         except RowProblem as problem:
             report.drop(DroppedRow.of(problem, source, number))
             continue
-        if prompt_id(question.prompt) in seen:
+        asked = (prompt_id(question.prompt), question.images)
+        if asked in seen:
             report.notes["same_prompt"] += 1
             continue
-        seen.add(prompt_id(question.prompt))
+        seen.add(asked)
         questions.append(question)
         report.keep()
     report.check(policy.max_dropped)
@@ -66,6 +67,7 @@ def _question_of(
     group = row.get("group_id")
     return Question(
         prompt=prompt_of_row(source, number, row, policy),
+        images=images_of_row(source, row),
         answer=answer,
         solution=solution,
         group_id=None if group is None else str(group),

@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from align.records import DroppedRow, PreferencePair, Record, Text, content_id
+from align.records import (
+    DroppedRow,
+    ImageRef,
+    PreferencePair,
+    Record,
+    Text,
+    content_id,
+    without_no_images,
+)
 
 Pipeline = Literal["mcts", "agentq", "selfref", "upo", "opadpo"]
 
@@ -40,7 +48,6 @@ class BuiltPair(PreferencePair):
         depth: committed steps before the two.
         chosen_span_weights: token weights in their tokenizer-free form.
         rejected_span_weights: likewise.
-        pair_kind: which of the pairs of one unit this is.
         model: identity of the policy that wrote the completions.
         config_hash: of the pipeline's settings.
         seed: of the draw.
@@ -59,7 +66,6 @@ class BuiltPair(PreferencePair):
     depth: int | None = None
     chosen_span_weights: tuple[SpanWeight, ...] | None = None
     rejected_span_weights: tuple[SpanWeight, ...] | None = None
-    pair_kind: str | None = None
     model: str
     config_hash: str
     seed: int
@@ -91,15 +97,21 @@ class Unit(Record):
 
     Attributes:
         prompt: what is asked.
+        images: what it shows.
         group_id: rows of one question share it.
         source: the file, or hub id@revision.
         row: 1-based number of the row in `source`.
     """
 
     prompt: Text
+    images: tuple[ImageRef, ...] | None = None
     group_id: str | None = None
     source: str
     row: int = Field(ge=1)
+
+    @model_serializer(mode="wrap")
+    def _without_no_images(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_no_images(write(self))
 
     @property
     def id(self) -> str:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from align.errors import NumericalError
 from align.forest import TokenRow, score_rows
+from align.forest.padded import Pictures
 from align.judges.base import Answer, JudgeFailed, ScoreJudge
 from align.records import PreferencePair, Text
 from align.types import Logps, Pair
@@ -107,12 +108,17 @@ def student_quantile(degrees: int) -> float:
 
 
 def score_pairs(
-    model: PreTrainedModel, pairs: Pair[list[TokenRow]], *, batch_size: int = 64
+    model: PreTrainedModel,
+    pairs: Pair[list[TokenRow]],
+    *,
+    batch_size: int = 64,
+    pictures: Pair[Pictures | None] | None = None,
 ) -> Pair[Logps]:
     """Log-probs of both sides of every pair, without gradient and without dropout."""
+    shown = pictures or Pair(None, None)
     return Pair(
-        score_rows(model, pairs.chosen, batch_size=batch_size),
-        score_rows(model, pairs.rejected, batch_size=batch_size),
+        score_rows(model, pairs.chosen, batch_size=batch_size, pictures=shown.chosen),
+        score_rows(model, pairs.rejected, batch_size=batch_size, pictures=shown.rejected),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -10,7 +11,10 @@ from align.errors import RecipeError
 from align.forest import TokenRow, score_rows
 from align.tokens import TokenizedPair
 from align.types import Pair
+from align.vision.columns import sides_of
+from align.vision.pixels import pictures_of
 from align.worlds import judged_world, style_game, world
+from align.worlds.scenes import Scenes
 from align.worlds.styles import Styles
 from align.worlds.sums import Sums
 from eval.metrics import Estimate, kl_divergence, mean, preference_metrics, proportion, score_pairs
@@ -56,7 +60,9 @@ def run_suite(
                     "evaluate.suite asks for 'preference' and there are no held-out pairs: keep "
                     "some rows out of training, or take 'preference' out of the suite."
                 )
-            estimates = _preference(model, reference, held_out_pairs[:n], batch_size)
+            estimates = _preference(model, tokenizer, reference, held_out_pairs[:n], batch_size)
+        elif isinstance(scenes := world(name), Scenes):
+            estimates = _captions(scenes, model, tokenizer, n=n, seed=seed)
         elif isinstance(game := world(name), Styles):
             estimates = _game(game, model, tokenizer, reference, n=n, seed=seed)
         else:
@@ -75,6 +81,7 @@ def run_suite(
 
 def _preference(
     model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     reference: PreTrainedModel,
     pairs: Sequence[TokenizedPair],
     batch_size: int,
@@ -84,10 +91,14 @@ def _preference(
         [TokenRow(pair.prompt_ids, pair.chosen_ids) for pair in pairs],
         [TokenRow(pair.prompt_ids, pair.rejected_ids) for pair in pairs],
     )
-    policy_logps = score_pairs(model, rows, batch_size=batch_size)
+    sides = [sides_of(pair.pair) for pair in pairs]
+    pictures = Pair(*(pictures_of(tokenizer, shown) for shown in zip(*sides, strict=True)))
+    policy_logps = score_pairs(model, rows, batch_size=batch_size, pictures=pictures)
     if reference is model:
         return preference_metrics(policy_logps, policy_logps)
-    return preference_metrics(policy_logps, score_pairs(reference, rows, batch_size=batch_size))
+    return preference_metrics(
+        policy_logps, score_pairs(reference, rows, batch_size=batch_size, pictures=pictures)
+    )
 
 
 def _task(
@@ -118,6 +129,23 @@ def _task(
         "sampled_accuracy": proportion(sum(a.verdict.right for a in sampled), n),
         "well_formed": proportion(sum(a.verdict.well_formed for a in sampled), n),
         "kl_to_reference": kl_divergence(policy_logps, reference_logps),
+    }
+
+
+def _captions(
+    scenes: Scenes, model: PreTrainedModel, processor: Any, *, n: int, seed: int
+) -> dict[str, Estimate]:
+    """Exact counts over one sampled caption per held-out picture.
+
+    hallucination_rate is the share of all sentences that are false, false_share its mean over the
+    captions, which are independent; coverage is the share of the objects that are told rightly,
+    without which silence would be best.
+    """
+    told = scenes.tell(model, processor, n, seed=seed)
+    return {
+        "hallucination_rate": proportion(told.false, told.sentences),
+        "coverage": proportion(told.told, told.objects),
+        "false_share": mean(told.rates, what="false_share"),
     }
 
 

@@ -96,6 +96,7 @@ def best_only(recipe: Recipe) -> Found:
     if isinstance(world, Sums):
         rows = _right_sums(world, policy, tokenizer, budget, seed)
     else:
+        assert isinstance(world, Styles), "the worlds of the loops' table"
         rows = _liked_remarks(world, policy, tokenizer, budget, seed)
     imitate(policy, cast(int, tokenizer.pad_token_id), rows, LEARNING_RATES[world.name], seed)
     start, _ = _start(recipe, trainable=False)

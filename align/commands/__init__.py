@@ -77,6 +77,8 @@ def train_recipe(
     Returns:
         The before/after table, on the main process; None on the others.
     """
+    if kind_of(path, overrides) == "diffusion":
+        return _train_diffusion(path, overrides, run_path)
     recipe = load_recipe(path, overrides)
     if recipe.is_loop:
         raise RecipeError(f"{path} has rounds: run `align loop {path}`.")
@@ -104,6 +106,17 @@ def train_recipe(
         return compare([run.path])
     finally:
         run.release()
+
+
+def _train_diffusion(path: Path, overrides: Sequence[str], run_path: Path | None) -> Table | None:
+    from align.commands.diffusion import train_diffusion
+    from align.recipe.diffusion import default_diffusion_run
+    from align.recipe.diffusion_loading import load_diffusion_recipe
+    from align.report.table import compare
+
+    recipe = load_diffusion_recipe(path, overrides)
+    run = RunFolder(run_path or default_diffusion_run(path, recipe))
+    return None if train_diffusion(recipe, run) is None else compare([run.path])
 
 
 def default_run(path: Path, recipe: Recipe | DataRecipe | EvalRecipe) -> Path:

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from align.commands.artefacts import read_lines, write_lines
 from align.commands.policies import borrowed_policy, load_round_policy
 from align.commands.progress import ProgressLines
-from align.commands.prompts import PromptSource
+from align.commands.prompts import SCENES, PromptSource
 from align.errors import DataError
 from align.loops.stage import StageContext
 from align.recipe.pipeline_stages import (
@@ -343,6 +343,10 @@ def _correction(node: CorrectByExpert, site: Site, stack: ExitStack) -> Work:
         from align.policies.openai_http import HttpPolicy
 
         expert = HttpPolicy(stack.enter_context(cached_caller(node.server, site.loop)))
+    elif site.recipe.prompts.source == SCENES:
+        from data_pipelines.expert_correction.scenes import ScenesExpert
+
+        expert = ScenesExpert()
     else:
         from data_pipelines.expert_correction.world import SumsExpert
 

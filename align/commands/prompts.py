@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from data_pipelines.rows import Question
 
 SUMS = "world:sums"
+SCENES = "world:scenes"
 # Of a world, which has as many as one likes.
 WORLD_ROUND = 256
 
@@ -66,6 +67,8 @@ class PromptSource:
         """
         if self.section.source == SUMS:
             return [_sums_question(prompt) for prompt in self.of_round(number)]
+        if self.section.source == SCENES:
+            return [_scenes_question(prompt) for prompt in self.of_round(number)]
         known = self._answers()
         return [known[prompt.id] for prompt in self.of_round(number)]
 
@@ -94,7 +97,7 @@ class PromptSource:
         if self.section.source.startswith("world:"):
             raise RecipeError(
                 f"prompts.source: {self.section.source} has no right answers to search for; write "
-                f"{SUMS}, or a file of questions."
+                f"{SUMS}, {SCENES}, or a file of questions."
             )
         if self._known is None:
             from data_pipelines.questions import read_questions
@@ -110,6 +113,7 @@ class PromptSource:
             for question in found:
                 prompt = Prompt(
                     prompt=question.prompt,
+                    images=question.images,
                     group_id=question.group_id,
                     source=question.source,
                     row=question.row,
@@ -135,13 +139,30 @@ def _sums_question(prompt: Prompt) -> Question:
     )
 
 
+def _scenes_question(prompt: Prompt) -> Question:
+    from align.worlds.scenes import truth_of
+    from data_pipelines.rows import Question
+
+    return Question(
+        prompt=prompt.prompt,
+        images=prompt.images,
+        solution=truth_of(prompt),
+        group_id=prompt.group_id,
+        source=prompt.source,
+        row=prompt.row,
+    )
+
+
 def _of_world(section: Prompts, number: int) -> list[Prompt]:
     from align.worlds import game_or_task, sums
+    from align.worlds.scenes import Scenes
     from align.worlds.styles import Styles
 
     world = game_or_task(section.source)
     wanted = section.per_round or WORLD_ROUND
     seed = section.seed * 10_000 + number
+    if isinstance(world, Scenes):
+        return world.prompts("train", wanted, seed=seed)
     if isinstance(world, Styles):
         return world.prompts("train", min(wanted, len(world.topics("train", seed=0))), seed=seed)
     try:

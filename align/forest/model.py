@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,12 @@ def add_edge_head(model: nn.Module, score: EdgeLogps = edge_logps) -> None:
 
 
 def read_pack(
-    model: Any, pack: Pack, *, statistics: bool = False, router_logits: bool = False
+    model: Any,
+    pack: Pack,
+    *,
+    statistics: bool = False,
+    router_logits: bool = False,
+    pictures: Mapping[str, Tensor] | None = None,
 ) -> EdgeOutput:
     """One forward pass over a pack; the caller sets the attention (`attending`).
 
@@ -81,8 +87,10 @@ def read_pack(
         pack: on the model's device.
         statistics: whether to compute entropy, mean logit and top-1 at the edges.
         router_logits: whether to compute the load-balancing loss of a mixture of experts.
+        pictures: what a vision-language model reads of them, for padded rows.
     """
-    inputs: dict[str, Any] = {"input_ids": pack.input_ids, "use_cache": False, "pack": pack}
+    inputs: dict[str, Any] = dict(pictures or {})
+    inputs |= {"input_ids": pack.input_ids, "use_cache": False, "pack": pack}
     if pack.tree is None:
         inputs["attention_mask"] = pack.attention_mask
     else:

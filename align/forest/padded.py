@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from align.forest.pack import padded_pack
 from align.forest.rows import TokenRow
@@ -14,13 +15,28 @@ from align.types import Logps
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Pictures = Callable[[Sequence[int], Tensor], Mapping[str, Tensor]]
+
 
 @torch.no_grad()
-def score_rows(model: PreTrainedModel, rows: Sequence[TokenRow], *, batch_size: int = 64) -> Logps:
+def score_rows(
+    model: PreTrainedModel,
+    rows: Sequence[TokenRow],
+    *,
+    batch_size: int = 64,
+    pictures: Pictures | None = None,
+) -> Logps:
     """Log-probs of every row's completion under a causal language model, without gradient.
 
     The model is put in eval mode for the call and given back as it came. Rows are batched by
     length.
+
+    Args:
+        model: on its device.
+        rows: what is scored.
+        batch_size: rows of one forward pass.
+        pictures: for a vision-language model, (numbers of a pass's rows, its token ids) -> what
+            the model reads beside them.
 
     Returns:
         [R, T] nats, float32 (float64 for a float64 model), on the CPU, in the order of `rows`.
@@ -48,11 +64,13 @@ def score_rows(model: PreTrainedModel, rows: Sequence[TokenRow], *, batch_size: 
             # The LM head runs from the token before the earliest completion on; earlier logits
             # score nothing.
             keep = slots - int((pack.predictor % slots).min())
+            shown = {} if pictures is None else pictures(chunk, pack.input_ids)
             logits = model(
                 input_ids=pack.input_ids,
                 attention_mask=pack.attention_mask,
                 use_cache=False,
                 logits_to_keep=keep,
+                **{name: value.to(model.device) for name, value in shown.items()},
             ).logits.to(dtype)
             kept = pack.predictor // slots * keep + pack.predictor % slots - (slots - keep)
             normaliser = logits.logsumexp(dim=2).flatten()[kept]

@@ -22,6 +22,7 @@ class Call:
         template: version of what the prompt was made with.
         parser: version of what decides whether an answer is usable.
         sample: number of the repetition.
+        images: what the first user turn shows before its words, as data URIs.
     """
 
     prompt: Text | tuple[int, ...]
@@ -29,6 +30,7 @@ class Call:
     template: str
     parser: str
     sample: int = 0
+    images: tuple[str, ...] = ()
 
     @property
     def messages(self) -> tuple[Message, ...] | None:
@@ -36,6 +38,15 @@ class Call:
         if isinstance(self.prompt, str) or self.holds_ids:
             return None
         return tuple(turn for turn in self.prompt if isinstance(turn, Message))
+
+    def conversation(self) -> list[dict[str, Any]]:
+        """The messages in OpenAI's form, pictures as parts of the first user turn."""
+        written: list[dict[str, Any]] = [turn.model_dump() for turn in self.messages or ()]
+        if self.images:
+            first = next(turn for turn in written if turn["role"] == "user")
+            shown = [{"type": "image_url", "image_url": {"url": one}} for one in self.images]
+            first["content"] = [*shown, {"type": "text", "text": first["content"]}]
+        return written
 
     @property
     def holds_ids(self) -> bool:
@@ -45,11 +56,13 @@ class Call:
     def key(self, model: str, revision: str) -> str:
         """The key in the call store."""
         messages = self.messages
-        prompt = (
+        prompt: Any = (
             self.prompt
             if messages is None
             else [[message.role, message.content] for message in messages]
         )
+        if self.images:
+            prompt = [prompt, list(self.images)]
         return key_of(
             prompt_bytes=json.dumps(prompt, separators=(",", ":")).encode("ascii"),
             model=model,

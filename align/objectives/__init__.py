@@ -21,6 +21,7 @@ from align.objectives.dpo import DPO
 from align.objectives.inpo import INPO
 from align.objectives.ipo import IPO
 from align.objectives.nash_mp import NashMP
+from align.objectives.opa_dpo import OPADPO
 from align.objectives.p3o import P3O
 from align.objectives.rdpo import RDPO
 from align.objectives.rebel import REBEL
@@ -30,7 +31,21 @@ from align.objectives.sppo import SPPO
 from align.objectives.tgdpo import TGDPO
 
 AnyObjective = Annotated[
-    APO | CDPO | CoPG | DPO | INPO | IPO | NashMP | P3O | RDPO | REBEL | RPO | SPO | SPPO | TGDPO,
+    APO
+    | CDPO
+    | CoPG
+    | DPO
+    | INPO
+    | IPO
+    | NashMP
+    | OPADPO
+    | P3O
+    | RDPO
+    | REBEL
+    | RPO
+    | SPO
+    | SPPO
+    | TGDPO,
     Field(discriminator="name"),
 ]
 
@@ -92,6 +107,7 @@ __all__ = [
     "DPO",
     "INPO",
     "IPO",
+    "OPADPO",
     "P3O",
     "RDPO",
     "REBEL",

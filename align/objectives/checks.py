@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from align.errors import AlignError, DataError, RecipeError
-from align.types import Logps, Pair, PairInputs, at_least_float32
+from align.types import PAIR_KINDS, Logps, Pair, PairInputs, at_least_float32
 
 SIDES = ("chosen", "rejected")
 ROLES = ("reference", "previous", "earlier", "guide", "anchor")
-COLUMNS = ("score", "preference", "token_weight")
+COLUMNS = ("score", "preference", "token_weight", "pair_kind")
 
 
 def check_inputs(
@@ -60,6 +60,8 @@ def check_inputs(
         read["preference"] = _preference(read["preference"], inputs.policy)
     if "token_weight" in read:
         read["token_weight"] = _token_weight(read["token_weight"], inputs.policy)
+    if "pair_kind" in read:
+        read["pair_kind"] = _pair_kind(read["pair_kind"], inputs.policy)
     return PairInputs(policy=inputs.policy, **read)
 
 
@@ -69,7 +71,9 @@ def _missing(objective: str, field: str) -> AlignError:
             f"Objective `{objective}` needs `{field}`, the log-probs of both completions under "
             f"that role, but there are none: name a policy at `roles.{field}` in the recipe."
         )
-    columns = field if field == "preference" else f"chosen_{field} and rejected_{field}"
+    columns = f"chosen_{field} and rejected_{field}"
+    if field in ("preference", "pair_kind"):
+        columns = field
     return DataError(
         f"Objective `{objective}` needs `{field}`, but the pairs carry none: give every row "
         f"{columns}."
@@ -152,6 +156,17 @@ def _token_weight(weight: Pair[Tensor], policy: Pair[Logps]) -> Pair[Tensor]:
         side("chosen_token_weight", weight.chosen, policy.chosen),
         side("rejected_token_weight", weight.rejected, policy.rejected),
     )
+
+
+def _pair_kind(kind: Tensor, policy: Pair[Logps]) -> Tensor:
+    if kind.shape != policy.chosen.mask.shape[:1] or kind.is_floating_point():
+        raise DataError(
+            f"`pair_kind` has shape {list(kind.shape)} and type {kind.dtype}, but is one whole "
+            "number per pair: build it from the same rows."
+        )
+    rule = f"`pair_kind` counts {', '.join(PAIR_KINDS)} from 0"
+    _refuse((kind < 0) | (kind >= len(PAIR_KINDS)), kind, rule)
+    return kind
 
 
 def _outside_0_1(values: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class OpenAICaller:
                     model=self.model, prompt=call.prompt, extra_body=body
                 )
             else:
-                messages = [message.model_dump() for message in call.messages]
+                messages = call.conversation()
                 response = await raw.chat.completions.create(
                     model=self.model, messages=messages, extra_body=body
                 )

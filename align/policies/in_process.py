@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,10 +24,12 @@ from align.policies.loaded import LoadedModel, Reading, uniforms
 from align.policies.prompting import Begun, End, Ends, Prompting
 from align.records import Completion, Prompt
 from align.types import Logps
+from align.vision.columns import Shown
+from align.vision.pixels import pictures_of
 from align.worlds.generation import evaluating
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 # Ended rows leave the batch once they are one of so many: leaving copies the cache.
 LEAVING = 8
@@ -55,14 +57,18 @@ class InProcessPolicy:
 
     Args:
         model: on its device; it may be trained between calls, and `identity` notices.
-        tokenizer: of the model.
+        tokenizer: of the model; its processor where it reads pictures.
         rows: samples of one forward pass.
     """
 
     capabilities = Capabilities(logps=True, reproducible=True)
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, rows: int = 128
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+        *,
+        rows: int = 128,
     ) -> None:
         if rows < 1:
             raise ValueError(f"rows must be 1 or more, not {rows}.")
@@ -100,7 +106,7 @@ class InProcessPolicy:
             for batch in self._batches(begun, n):
                 seeds = [sample_seed(seed, prompts[row.prompt], row.sample) for row in batch]
                 uniform = uniforms(seeds, sampling.max_new_tokens).to(self.model.device)
-                self._continue(batch, begun, uniform, sampling, ends)
+                self._continue(batch, prompts, begun, uniform, sampling, ends)
                 for row in batch:
                     begun.results[row.prompt].append(
                         self._prompting.written(
@@ -130,12 +136,19 @@ class InProcessPolicy:
         ]
 
     def _continue(
-        self, batch: list[_Row], begun: Begun, uniform: Tensor, sampling: Sampling, ends: Ends
+        self,
+        batch: list[_Row],
+        asked: Sequence[Prompt],
+        begun: Begun,
+        uniform: Tensor,
+        sampling: Sampling,
+        ends: Ends,
     ) -> None:
         """Draws every row of `batch` to its end."""
-        prompts = [begun.ids[number] for number in dict.fromkeys(row.prompt for row in batch)]
-        copies = [len(batch) // len(prompts)] * len(prompts)
-        reading = Reading(self._loaded, prompts, copies)
+        numbers = list(dict.fromkeys(row.prompt for row in batch))
+        copies = [len(batch) // len(numbers)] * len(numbers)
+        prompts = [begun.ids[number] for number in numbers]
+        reading = Reading(self._loaded, prompts, copies, self._pictures(asked, numbers))
         going = list(range(len(batch)))
         for step in range(sampling.max_new_tokens):
             token = draw(reading.logits, uniform[going, step], sampling)
@@ -150,6 +163,12 @@ class InProcessPolicy:
                 reading.select(keep)
                 token = token[keep]
             reading.go_on(token)
+
+    def _pictures(self, asked: Sequence[Prompt], numbers: Sequence[int]) -> Any:
+        """What `Reading` asks for; None where no prompt shows a picture."""
+        shown = [Shown(asked[number].images or ()) for number in numbers]
+        found = pictures_of(self._loaded.tokenizer, shown)
+        return found and (lambda ids: found(range(len(shown)), ids))
 
     def _append(self, row: _Row, drawn: int, ends: Ends, begun: Begun) -> None:
         if row.end is not None:

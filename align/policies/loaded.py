@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from align.reference import digest, tokenizer_digest, weights_digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 
 class LoadedModel:
@@ -21,10 +21,12 @@ class LoadedModel:
 
     Args:
         model: on its device; it may be trained between calls, and `identity` notices.
-        tokenizer: of the model.
+        tokenizer: of the model; its processor where it reads pictures.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self._known: tuple[list[int], str] | None = None
@@ -32,6 +34,8 @@ class LoadedModel:
         self.plain: Any = wrapped.get_base_model() if hasattr(model, "peft_config") else model
         forward = inspect.signature(self.plain.forward).parameters
         self.takes_positions = "position_ids" in forward
+        # Qwen-VL counts a picture's places along its sides, from the pictures themselves.
+        self.places_pictures = hasattr(getattr(self.plain, "model", None), "get_rope_index")
         self.keeps_last = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
 
     @property
@@ -41,7 +45,8 @@ class LoadedModel:
         values = self.model.state_dict().values()
         state = [_bit_sum(value) for value in values if isinstance(value, Tensor)]
         if self._known is None or self._known[0] != state:
-            parts = [weights_digest(self.model), tokenizer_digest(self.tokenizer)]
+            reader: Any = self.tokenizer
+            parts = [weights_digest(self.model), tokenizer_digest(reader)]
             self._known = (state, digest(parts)[:16])
         return self._known[1]
 
@@ -64,6 +69,7 @@ class Reading:
         loaded: the model, which the caller has put in eval mode.
         prompts: token ids, none empty; each is read once.
         copies: samples of each prompt, side by side in this order.
+        pictures: token ids [R, S] of the prompts as padded -> what the model reads beside them.
 
     Attributes:
         logits: [R, V] after the last token of every row.
@@ -71,7 +77,11 @@ class Reading:
     """
 
     def __init__(
-        self, loaded: LoadedModel, prompts: Sequence[Sequence[int]], copies: Sequence[int]
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[Sequence[int]],
+        copies: Sequence[int],
+        pictures: Callable[[Tensor], Mapping[str, Tensor]] | None = None,
     ) -> None:
         self._loaded = loaded
         device = loaded.model.device
@@ -80,9 +90,20 @@ class Reading:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
         # Without padding no mask is given, and attention is at its fastest.
         self._mask = mask if any(len(p) < width for p in prompts) else None
-        self._positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        # None while the model counts them itself.
+        self._positions: Any = (mask.cumsum(dim=1) - 1).clamp(min=0)
         self._cache = DynamicCache(config=loaded.plain.config)
-        self.logits = self._read(ids)
+        # [R, 1] by how much a row's places run ahead of its tokens; None where they do not.
+        self._ahead: Tensor | None = None
+        if pictures is not None and loaded.places_pictures:
+            self._positions = None
+            self.logits = self._read(ids, pictures(ids))
+            self._ahead = loaded.plain.model.rope_deltas
+            # Nobody else is to go on from this batch.
+            loaded.plain.model.rope_deltas = None
+            self._positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        else:
+            self.logits = self._read(ids, {} if pictures is None else pictures(ids))
         self.can_select = all(hasattr(x, "batch_select_indices") for x in self._cache.layers)
         if any(number > 1 for number in copies):
             self._repeat(ids, torch.tensor(list(copies), device=device))
@@ -90,6 +111,8 @@ class Reading:
 
     def _repeat(self, ids: Tensor, copies: Tensor) -> None:
         self._positions = self._positions.repeat_interleave(copies, dim=0)
+        if self._ahead is not None:
+            self._ahead = self._ahead.repeat_interleave(copies, dim=0)
         if self._mask is not None:
             self._mask = self._mask.repeat_interleave(copies, dim=0)
         if self.can_select:
@@ -104,6 +127,8 @@ class Reading:
         """Only the rows `keep` stay."""
         self._cache.batch_select_indices(keep)
         self._positions = self._positions[keep]
+        if self._ahead is not None:
+            self._ahead = self._ahead[keep]
         if self._mask is not None:
             self._mask = self._mask[keep]
 
@@ -114,11 +139,15 @@ class Reading:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(token), 1)], dim=1)
         self.logits = self._read(token[:, None])
 
-    def _read(self, ids: Tensor) -> Tensor:
+    def _read(self, ids: Tensor, shown: Mapping[str, Tensor] | None = None) -> Tensor:
         """[R, V] logits after the last of `ids`, which are added to the cache."""
         inputs: dict[str, Any] = dict(self._loaded.keeps_last)
-        if self._loaded.takes_positions:
-            inputs["position_ids"] = self._positions
+        inputs |= {name: value.to(ids.device) for name, value in (shown or {}).items()}
+        if self._loaded.takes_positions and self._positions is not None:
+            ahead = self._ahead
+            inputs["position_ids"] = (
+                self._positions if ahead is None else (self._positions + ahead).expand(3, -1, -1)
+            )
         model: Any = self._loaded.model
         return model(
             input_ids=ids,

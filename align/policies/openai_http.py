@@ -15,6 +15,7 @@ from align.loops.caller import CachedCaller
 from align.loops.server import Call, Reply, Unanswered, no_text
 from align.policies.base import Capabilities, Failed, Sampling, completion_of, sample_seed
 from align.records import Completion, Prompt
+from align.vision.refs import content_of, data_uri
 
 if TYPE_CHECKING:
     from align.forest.rows import TokenRow
@@ -66,6 +67,7 @@ class HttpPolicy:
                 template=TEMPLATE,
                 parser=PARSER,
                 sample=sample,
+                images=tuple(data_uri(content_of(ref)) for ref in prompt.images or ()),
             )
             for prompt, sample in wanted
         ]

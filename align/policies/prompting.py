@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING, Literal, cast
 from align.errors import RecipeError
 from align.forest.rows import TokenRow
 from align.policies.base import Failed, Sampling, completion_of
-from align.records import Completion, Message, PreferencePair, Prompt, RowPolicy, RowProblem, Text
-from align.tokens import _Encoder
+from align.records import (
+    Completion,
+    ImageRef,
+    Message,
+    PreferencePair,
+    Prompt,
+    RowPolicy,
+    RowProblem,
+    Text,
+)
+from align.tokens import encoder_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 End = Literal["end", "stop", "control"]
 
@@ -59,20 +68,22 @@ class Ends:
 class Prompting:
     """A tokenizer, between rows and ids; control tokens that a text spells stay text."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self._encoder = _Encoder(tokenizer, RowPolicy(max_length=None))
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | ProcessorMixin) -> None:
+        self._encoder = encoder_of(tokenizer, RowPolicy(max_length=None))
+        self.tokenizer = self._encoder.tokenizer
         self._alone: dict[int, str] = {}
         self._spelled_by: dict[str, list[int]] = {}
 
-    def row(self, prompt: Text, completion: str) -> TokenRow:
+    def row(
+        self, prompt: Text, completion: str, images: tuple[ImageRef, ...] | None = None
+    ) -> TokenRow:
         """Ids of the prompt and of its completion, the end token included.
 
         Raises:
             RowProblem: prompt or completion cannot be used.
             DataError: no such row can be used with this tokenizer.
         """
-        encoded = self._encoder.encode(_pair(prompt, completion))
+        encoded = self._encoder.encode(_pair(prompt, completion, images))
         return TokenRow(encoded.prompt_ids, encoded.chosen_ids)
 
     def prompt_ids(self, prompt: Text) -> tuple[int, ...]:
@@ -138,7 +149,7 @@ class Prompting:
         for number, prompt in enumerate(prompts):
             begun.results.append([])
             try:
-                row = self.row(prompt.prompt, _STAND_INS[0])
+                row = self.row(prompt.prompt, _STAND_INS[0], prompt.images)
             except RowProblem as problem:
                 begun.results[number] = _all_failed(prompt, n, "rejected", str(problem))
                 continue
@@ -236,11 +247,15 @@ class Prompting:
         return completion_of(prompt, text, policy=identity, sample=sample)
 
 
-def _pair(prompt: Text, completion: str) -> PreferencePair:
+def _pair(
+    prompt: Text, completion: str, images: tuple[ImageRef, ...] | None = None
+) -> PreferencePair:
     """The two as a row, with some other completion."""
     other = _STAND_INS[0] if completion != _STAND_INS[0] else _STAND_INS[1]
     sides = (_beside(prompt, completion), _beside(prompt, other))
-    return PreferencePair(prompt=prompt, chosen=sides[0], rejected=sides[1], source="", row=1)
+    return PreferencePair(
+        prompt=prompt, chosen=sides[0], rejected=sides[1], images=images, source="", row=1
+    )
 
 
 def _beside(prompt: Text, completion: str) -> Text:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 from align.errors import RecipeError
+from align.recipe.base import Section
 from align.recipe.building import build, build_data, build_eval
 from align.recipe.data_recipe import DataRecipe
 from align.recipe.eval_recipe import EvalRecipe
@@ -15,6 +16,9 @@ from align.recipe.reading import Draft, apply_override, position_of, read_draft
 from align.recipe.sections import Model, Recipe
 
 logger = logging.getLogger(__name__)
+
+# Loading a recipe of another kind imports nothing of diffusion models.
+DIFFUSION_OBJECTIVES = ("seppo", "diffusion_dpo", "diffusion_sft")
 
 # Published DPO runs: full fine-tuning 5e-7 (Zephyr, arXiv:2310.16944; Tulu 3, arXiv:2411.15124) to
 # 1e-6 (Rafailov et al., arXiv:2305.18290); LoRA 5e-6 (Zephyr's QLoRA recipe), some 1e-4.
@@ -37,6 +41,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     command = {"data": "align data build", "eval": "align eval"}.get(_kind(draft))
     if command is not None:
         raise RecipeError(f"{draft.file}:1: this recipe trains nothing; run `{command} {path}`")
+    if _kind(draft) == "diffusion":
+        raise RecipeError(f"{draft.file}:1: a diffusion model is trained by `align train {path}`")
     recipe = build(draft)
     _refuse(draft)
     assert recipe is not None
@@ -67,11 +73,11 @@ def load_data_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DataRec
     return recipe
 
 
-Kind = Literal["train", "data", "eval"]
+Kind = Literal["train", "data", "eval", "diffusion"]
 
 
 def kind_of(path: str | Path, overrides: Sequence[str] = ()) -> Kind:
-    """Whether a recipe trains (once or in rounds), makes a data set, or measures a model.
+    """Whether a recipe trains (a language model, or a diffusion model), makes data, or measures.
 
     Raises:
         RecipeError: it cannot be read as one YAML mapping.
@@ -79,14 +85,23 @@ def kind_of(path: str | Path, overrides: Sequence[str] = ()) -> Kind:
     return _kind(_draft(path, overrides))
 
 
-def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | DataRecipe | EvalRecipe:
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Section:
     """Read and check a recipe of any kind.
 
     Raises:
         RecipeError: everything wrong with the file and the overrides, one line each.
     """
-    load = {"train": load_recipe, "data": load_data_recipe, "eval": load_eval_recipe}
-    return load[kind_of(path, overrides)](path, overrides)
+    match kind_of(path, overrides):
+        case "train":
+            return load_recipe(path, overrides)
+        case "data":
+            return load_data_recipe(path, overrides)
+        case "eval":
+            return load_eval_recipe(path, overrides)
+        case "diffusion":
+            from align.recipe.diffusion_loading import load_diffusion_recipe
+
+            return load_diffusion_recipe(path, overrides)
 
 
 def load_eval_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvalRecipe:
@@ -109,6 +124,9 @@ def load_eval_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvalRec
 
 
 def _kind(draft: Draft) -> Kind:
+    objective: Any = draft.values.get("objective")
+    if isinstance(objective, dict) and cast("Any", objective).get("name") in DIFFUSION_OBJECTIVES:
+        return "diffusion"
     if "objective" in draft.values:
         return "train"
     if "build" in draft.values:

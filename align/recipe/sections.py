@@ -17,8 +17,8 @@ from align.recipe.stages import AnyStage
 from align.recipe.train import Train
 from align.records import RowPolicy
 
-WORLD_MODELS = ("world:sums", "world:styles", "world:bytes")
-WORLD_PROMPTS = ("world:sums", "world:styles")
+WORLD_MODELS = ("world:sums", "world:styles", "world:scenes", "world:bytes")
+WORLD_PROMPTS = ("world:sums", "world:styles", "world:scenes")
 WORLD_PAIRS = ("world:sums", "world:styles")
 _COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
 
@@ -27,7 +27,8 @@ class Model(Section):
     """The policy that is trained: where it comes from, its precision, its adapter."""
 
     model_name_or_path: str = Field(min_length=1)
-    """Local folder, Hub id, or a model built in code: world:sums, world:styles, world:bytes."""
+    """Local folder, Hub id, or a model built in code: world:sums, world:styles, world:scenes,
+    world:bytes."""
     model_revision: str = Field(default="main", min_length=1)
     """Branch, tag or commit hash of a Hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
@@ -230,7 +231,7 @@ class Data(Section, RowPolicy):
 class Evaluate(Section):
     """What is measured before and after training."""
 
-    suite: tuple[Literal["preference", "sums", "styles"], ...] = ("preference",)
+    suite: tuple[Literal["preference", "sums", "styles", "scenes"], ...] = ("preference",)
     """preference (accuracy and margins on the held-out pairs) and names of worlds."""
     n: int | None = Field(default=None, ge=1)
     """Held-out pairs at most, and problems of a world; null means 1024."""
@@ -363,7 +364,7 @@ class Recipe(Section):
                 "preference needs rows to evaluate on; write `held_out: 0.05` or eval_pairs under "
                 "data, or take preference out",
             )
-        for name in ("sums", "styles"):
+        for name in ("sums", "styles", "scenes"):
             model = self.model.model_name_or_path
             if name in self.evaluate.suite and self.model.is_world and model != f"world:{name}":
                 yield (

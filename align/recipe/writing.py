@@ -11,21 +11,21 @@ from typing import Any
 
 import yaml
 
+from align.recipe.base import Section
 from align.recipe.data_recipe import DataRecipe
-from align.recipe.eval_recipe import EvalRecipe
 from align.recipe.schemas import ordered_fields
 from align.recipe.sections import Data, Recipe
 from align.recipe.yaml_rules import Dumper
 
 
-def resolved_yaml(recipe: Recipe | DataRecipe | EvalRecipe) -> str:
+def resolved_yaml(recipe: Section) -> str:
     """Every key of a recipe with its value; loading it gives an equal recipe."""
     return yaml.dump(
         plain_values(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100
     )
 
 
-def recipe_key(recipe: Recipe | DataRecipe | EvalRecipe) -> str:
+def recipe_key(recipe: Section) -> str:
     """10 hex digits that name what a recipe trains.
 
     What may change under a run has no part: the hub section, a later step; how far a loop goes; and
@@ -37,10 +37,10 @@ def recipe_key(recipe: Recipe | DataRecipe | EvalRecipe) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def plain_values(recipe: Recipe | DataRecipe | EvalRecipe) -> dict[str, Any]:
+def plain_values(recipe: Section) -> dict[str, Any]:
     """The recipe as YAML holds it, own keys before inherited ones, without roles not given."""
     nodes = recipe.model_dump(mode="json")
-    if "data" in nodes:
+    if isinstance(recipe, Recipe | DataRecipe):
         nodes["data"] = {key: nodes["data"][key] for key in ordered_fields(Data)}
     if not isinstance(recipe, Recipe):
         return {key: node for key, node in nodes.items() if node is not None}

@@ -51,6 +51,13 @@ MEASURES = (
     Measure("styles/exploitability", "exploitability", "%", 100.0, 1),
     Measure("styles/win_rate", "win rate against the start", "%", 100.0, 1),
     Measure("styles/well_formed", "well formed", "%", 100.0, 1),
+    Measure("scenes/hallucination_rate", "sentences that tell what is not there", "%", 100.0, 1),
+    Measure("scenes/coverage", "objects told", "%", 100.0, 1),
+    Measure("shapes/reward", "reward", "", 1.0, 3),
+    Measure("shapes/red", "red shapes", "%", 100.0, 1),
+    Measure("shapes/quality", "shape quality", "", 1.0, 3),
+    Measure("denoising/chosen_error", "denoising error, chosen", "", 1.0, 3),
+    Measure("denoising/rejected_error", "denoising error, rejected", "", 1.0, 3),
     Measure("sums/kl_to_reference", "KL to the reference", "nats", 1.0, 3),
     Measure("styles/kl_to_reference", "KL to the reference", "nats", 1.0, 3),
 )

@@ -67,7 +67,13 @@ class TrainerBase(DPOTrainer):
             attending(model, pack.implementation),
             self._checkpointing_only_with_grad(),
         ):
-            output = read_pack(model, pack, statistics=statistics, router_logits=router_logits)
+            output = read_pack(
+                model,
+                pack,
+                statistics=statistics,
+                router_logits=router_logits,
+                pictures=part.get("pictures"),
+            )
         return sides(pack, output.logps), output
 
     def _checkpointing_only_with_grad(self) -> Any:

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class BudgetSearch(TrainerBase):
 
     def _peak(self, rows: list[dict[str, Any]], budget: int) -> int | None:
         """Bytes that the fullest pass over the rows takes; None when memory does not suffice."""
-        cut: Any = type(self.data_collator)(self.backend.backend, budget)
+        cut = replace(self.data_collator, token_budget=budget)
         part = max(cut(rows)["parts"], key=lambda one: one["pack"].computed_tokens)
         device = self.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -11,8 +11,12 @@ from torch import Tensor
 
 from align.forest import Backend, TokenRow
 from align.reference import ROLES, score_columns
+from align.types import PAIR_KINDS
+from align.vision.columns import sides_in
+from align.vision.pixels import PixelReader
 
 SCALARS = ("chosen_score", "rejected_score", "preference")
+PAIR_KIND = "pair_kind"
 TOKEN_WEIGHTS = ("chosen_token_weight", "rejected_token_weight")
 ROLE_COLUMNS = tuple(column for role in ROLES for column in score_columns(role))
 
@@ -25,16 +29,18 @@ class PreferenceCollator:
     of the pairs in the batch, their `row_index` [b] and `tokens` [b] (both rows together), `pack`
     (2b rows: chosen, then rejected) and, for columns that the rows carry, `chosen_score`,
     `rejected_score`, `preference` [b], token weights and role log-probs [b, T] per side, in
-    float32.
+    float32, `pair_kind` [b] in int64; with `pixels`, `pictures` is what the model reads of them.
 
     Attributes:
         backend: how pairs are laid out.
         token_budget: tokens of one forward pass at most, as the backend counts them; None means
             the whole batch at once.
+        pixels: reads the pictures of rows that show some; None for a model of text.
     """
 
     backend: Backend
     token_budget: int | None = None
+    pixels: PixelReader | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """One batch of the rows of `examples`."""
@@ -50,6 +56,10 @@ class PreferenceCollator:
                 "tokens": torch.tensor([len(chosen[p]) + len(rejected[p]) for p in pairs]),
                 "pack": self.backend.lay_out(rows),
             }
+            if self.pixels is not None:
+                sides = zip(*(sides_in(examples[pair]) for pair in pairs), strict=True)
+                shown = [row for side in sides for row in side]
+                part["pictures"] = self.pixels(shown, part["pack"].input_ids)
             parts.append(part | _columns([examples[pair] for pair in pairs]))
         return {"row_index": torch.tensor([e["row_index"] for e in examples]), "parts": parts}
 
@@ -60,6 +70,9 @@ def _columns(examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     for name in SCALARS:
         if name in present:
             columns[name] = torch.tensor([e[name] for e in examples], dtype=torch.float32)
+    if PAIR_KIND in present:
+        kinds = [PAIR_KINDS.index(example[PAIR_KIND]) for example in examples]
+        columns[PAIR_KIND] = torch.tensor(kinds)
     for name in (*TOKEN_WEIGHTS, *ROLE_COLUMNS):
         if name in present:
             values = [torch.tensor(example[name], dtype=torch.float32) for example in examples]

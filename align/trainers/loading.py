@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from trl.trainer.utils import create_model_from_path
 
 from align.trainers.config import PreferenceConfig
@@ -22,12 +28,25 @@ def load_frozen(
     if revision:
         options["revision"] = revision
     if (Path(name) / "adapter_config.json").is_file():
-        from peft import AutoPeftModelForCausalLM
-
-        model: Any = AutoPeftModelForCausalLM.from_pretrained(name, **options)
+        model: Any = _adapted(name, options)
     else:
         model = create_model_from_path(name, **options)
     return model.requires_grad_(False).eval()
+
+
+def _adapted(name: str, options: dict[str, Any]) -> Any:
+    from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(name).base_model_name_or_path
+    trust = {"trust_remote_code": options["trust_remote_code"]}
+    if base is None or not reads_images(AutoConfig.from_pretrained(base, **trust)):
+        return AutoPeftModelForCausalLM.from_pretrained(name, **options)
+    return PeftModel.from_pretrained(create_model_from_path(base, **options), name)
+
+
+def reads_images(config: Any) -> bool:
+    """Whether a model's config is of one that reads pictures beside text."""
+    return getattr(config, "vision_config", None) is not None
 
 
 def load_trained(
@@ -49,7 +68,8 @@ def load_trained(
     # TRL warns when it finds these beside a loaded model.
     args.model_init_kwargs = None
     if processing_class is None:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
+        reader = AutoProcessor if reads_images(model.config) else AutoTokenizer
+        tokenizer: Any = reader.from_pretrained(
             name, revision=options.get("revision"), trust_remote_code=options["trust_remote_code"]
         )
         return model, tokenizer

@@ -36,16 +36,17 @@ from align.objectives import Objective, objective_from
 from align.reference import START, ConfigOnly, score_columns, weights_digest
 from align.trainers.budget import BudgetSearch
 from align.trainers.checkpoints import Checkpointing
-from align.trainers.collator import TOKEN_WEIGHTS, PreferenceCollator
+from align.trainers.collator import PAIR_KIND, TOKEN_WEIGHTS, PreferenceCollator
 from align.trainers.config import PreferenceConfig
 from align.trainers.guards import StopOnBadWeights, StopOnSignal
 from align.trainers.loading import load_trained
 from align.trainers.metrics import SeenOnce, SumsOverCounts, row_values, statistics_of
 from align.trainers.quantization import keep_gradients_on_cpu
-from align.trainers.rows import RowPreparation
+from align.trainers.rows import RowPreparation, hidden_images
 from align.trainers.sampling import PairSampling
 from align.trainers.scoring import RoleScoring, RoleSource
 from align.types import Logps, Pair, PairInputs
+from align.vision.pixels import PixelReader
 
 logger = logging.getLogger(__name__)
 
@@ -131,13 +132,13 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
         self.identities = {}
         self._signal = StopOnSignal()
         no_weights: Any = ConfigOnly(model.config)
-        held_out: Any = eval_dataset
+        held_out: Any = hidden_images(eval_dataset)
         super().__init__(
             model=model,
             ref_model=no_weights,
             args=args,
             data_collator=data_collator,
-            train_dataset=train_dataset,
+            train_dataset=hidden_images(train_dataset),
             eval_dataset=held_out,
             processing_class=processing_class,
             callbacks=[*(callbacks or []), StopOnBadWeights(), self._signal],
@@ -148,7 +149,9 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
         self._check_columns()
         self.backend = self._choose_backend()
         if data_collator is None:
-            self.data_collator = PreferenceCollator(self.backend.backend, None)
+            processor: Any = self.processing_class
+            pixels = PixelReader(processor) if self._is_vlm else None
+            self.data_collator = PreferenceCollator(self.backend.backend, None, pixels)
         self._start = self._identity(START, weights_digest(self.model), self.model.dtype)
         self._sources = sources
         self.train_dataset = self._with_roles(self.train_dataset)
@@ -185,6 +188,8 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
             optional["preference"] = part["preference"]
         if "chosen_token_weight" in self._optional_columns:
             optional["token_weight"] = Pair(*(part[name] for name in TOKEN_WEIGHTS))
+        if PAIR_KIND in self._optional_columns:
+            optional[PAIR_KIND] = part[PAIR_KIND]
         return PairInputs(policy=policy, **frozen, **optional)
 
     def compute_loss(
@@ -389,7 +394,7 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
         if isinstance(eval_dataset, Dataset):
             if "row_index" not in eval_dataset.column_names:
                 eval_dataset = self._prepare_dataset(
-                    eval_dataset, self.processing_class, self.args, metric_key_prefix
+                    hidden_images(eval_dataset), self.processing_class, self.args, metric_key_prefix
                 )
             if any(
                 score_columns(role)[0] not in eval_dataset.column_names for role in self._sources

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset, concatenate_datasets
@@ -15,8 +16,9 @@ from align.reference import SCORED_COLUMNS
 from align.row_formats import pairs_from_rows
 from align.tokens import encode_pairs, to_dataset
 from align.trainers.base import TrainerBase
-from align.trainers.collator import ROLE_COLUMNS, SCALARS, TOKEN_WEIGHTS
+from align.trainers.collator import PAIR_KIND, ROLE_COLUMNS, SCALARS, TOKEN_WEIGHTS
 from align.trainers.config import PreferenceConfig
+from align.vision.columns import IMAGE_COLUMNS, PIXELS, sides_in
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,11 @@ COLUMNS_OF = {
     "score": ("chosen_score", "rejected_score"),
     "preference": ("preference",),
     "token_weight": TOKEN_WEIGHTS,
+    PAIR_KIND: (PAIR_KIND,),
 }
+# The raw columns of rows with pictures, under which TRL would take the rows out of our hands.
+RAW_IMAGES = ("images", "image")
+HIDDEN = "row_"
 
 
 class RowPreparation(TrainerBase):
@@ -39,6 +45,9 @@ class RowPreparation(TrainerBase):
                 f"The {dataset_name} data is a stream. Roles are scored once over all rows, so "
                 "they must be known: use a map-style data set."
             )
+        dataset = dataset.rename_columns(
+            {HIDDEN + name: name for name in RAW_IMAGES if HIDDEN + name in dataset.column_names}
+        )
         columns = dataset.column_names
         # A pipeline's rows bring ids beside their texts; those are checked against each other.
         if "prompt_ids" not in columns or "chosen" in columns:
@@ -64,6 +73,8 @@ class RowPreparation(TrainerBase):
                 *SCALARS,
                 *TOKEN_WEIGHTS,
                 *ROLE_COLUMNS,
+                PAIR_KIND,
+                *IMAGE_COLUMNS,
             ]
 
     def _check_columns(self) -> None:
@@ -83,7 +94,8 @@ class RowPreparation(TrainerBase):
             for name in names
             if field in read and name in columns
         }
-        known = {name for names in COLUMNS_OF.values() for name in names}
+        # Which kind a pair is, is provenance to every objective but one.
+        known = {name for names in COLUMNS_OF.values() for name in names} - {PAIR_KIND}
         if unread := known & columns - self._optional_columns:
             logger.warning(
                 "Objective %s does not read the column(s) %s; they have no influence on this run.",
@@ -102,6 +114,21 @@ class RowPreparation(TrainerBase):
                 return f"row {index - first}"
             first += len(table)
         return f"row {index}"
+
+
+def hidden_images(dataset: Any) -> Any:
+    """The data set (or each of a mapping) with its raw picture columns under names of our own."""
+    if isinstance(dataset, Mapping):
+        return {name: hidden_images(one) for name, one in dataset.items()}
+    if not isinstance(dataset, Dataset):
+        return dataset
+    own = [name for name in RAW_IMAGES if name in dataset.column_names]
+    return dataset.rename_columns({name: HIDDEN + name for name in own}) if own else dataset
+
+
+def scored_columns(dataset: Dataset) -> tuple[str, ...]:
+    """What determines a role's scores of the rows."""
+    return (*SCORED_COLUMNS, *((PIXELS,) if PIXELS in dataset.column_names else ()))
 
 
 def tokenised(
@@ -129,10 +156,15 @@ def refuse_rows_without_signal(dataset: Dataset, name: str) -> None:
         DataError: a prompt or completion is empty, or the two completions are the same.
     """
     columns = (dataset[column] for column in SCORED_COLUMNS)
-    for i, (prompt, chosen, rejected) in enumerate(zip(*columns, strict=True)):
+    differ: Any = [False] * len(dataset)
+    if "degraded" in dataset.column_names:
+        shown = (sides_in(row) for row in dataset.select_columns(list(IMAGE_COLUMNS)))  # type: ignore[arg-type]
+        differ = [chosen != rejected for chosen, rejected in shown]
+    rows = zip(*columns, strict=True)
+    for i, (prompt, chosen, rejected) in enumerate(rows):
         if not prompt or not chosen or not rejected:
             raise DataError(f"Row {i} of the {name} data has no prompt or no completion tokens.")
-        if chosen == rejected:
+        if chosen == rejected and not differ[i]:
             raise DataError(
                 f"Row {i} of the {name} data has the same tokens as chosen and as rejected. It "
                 "has no gradient, but Adam would turn its rounding errors into steps; leave it out."

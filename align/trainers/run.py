@@ -14,11 +14,14 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    ProcessorMixin,
     ProgressCallback,
     set_seed,
 )
@@ -28,6 +31,7 @@ from align.manifest import publish
 from align.recipe import Model, Recipe
 from align.runs import RunFolder
 from align.trainers.config import PreferenceConfig
+from align.trainers.loading import reads_images
 from align.trainers.preference import PreferenceTrainer
 from align.trainers.progress import ProgressBar, ProgressLines
 from align.trainers.quantization import keep_gradients_on_cpu
@@ -82,7 +86,10 @@ def load_policy(model: Model, folder: str) -> PreTrainedModel:
             bnb_4bit_quant_storage=getattr(torch, storage) if storage else None,
         )
         options["device_map"] = {"": PartialState().device}
-    return AutoModelForCausalLM.from_pretrained(folder, **options)
+    about = {k: v for k, v in options.items() if k in ("trust_remote_code", "revision")}
+    shows = reads_images(AutoConfig.from_pretrained(folder, **about))
+    kind: Any = AutoModelForImageTextToText if shows else AutoModelForCausalLM
+    return kind.from_pretrained(folder, **options)
 
 
 def adapter_of(model: Model) -> Any:
@@ -154,7 +161,7 @@ def train_policy(
     recipe: Recipe,
     run: RunFolder,
     folder: str,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     train: Dataset,
     held_out: Dataset | None,
     evaluation: Evaluation,
@@ -167,7 +174,7 @@ def train_policy(
         recipe: its `model`, `roles`, `objective` and `train` sections.
         run: where checkpoints and the model go.
         folder: folder or hub id of the start policy.
-        tokenizer: the start policy's.
+        tokenizer: the start policy's, or its processor where it reads pictures.
         train: tokenised pairs, as `align.tokens.to_dataset` makes them.
         held_out: the same, for evaluations during training.
         evaluation: called on the start policy and on the finished one, on the main process.
@@ -186,12 +193,13 @@ def train_policy(
         before = run.read_json("before.json") or evaluation(model.to(state.device), None)
         run.write_json("before.json", before)
     state.wait_for_everyone()
+    reader: Any = tokenizer
     trainer = PreferenceTrainer(
         model,
         args=training_arguments(recipe, run.checkpoints, allow_change),
         train_dataset=train,
         eval_dataset=held_out if recipe.train.eval_strategy != "no" else None,
-        processing_class=tokenizer,
+        processing_class=reader,
         peft_config=adapter_of(recipe.model),
         objective=recipe.objective,
         roles={

@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from align.trainers.base import TrainerBase
+from align.trainers.rows import scored_columns
 
 # Groups that are looked through for one that fits into what is left of a batch.
 LOOK_AHEAD = 256
@@ -76,8 +77,15 @@ class PairSampling(TrainerBase):
         strategy = self.args.train_sampling_strategy
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         if strategy == "group_by_prompt":
-            name = "group_id" if "group_id" in dataset.column_names else "prompt_ids"
-            groups: Any = [tuple(g) if isinstance(g, list) else g for g in dataset[name]]
+            known = "group_id" in dataset.column_names
+            # The same question about another picture is another prompt.
+            names = ["group_id"] if known else [*scored_columns(dataset)]
+            names = [name for name in names if name not in ("chosen_ids", "rejected_ids")]
+            columns = [dataset[name] for name in names]
+            groups: Any = [
+                tuple(tuple(g) if isinstance(g, list) else g for g in row)
+                for row in zip(*columns, strict=True)
+            ]
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return GroupedSampler(groups, self.args.train_batch_size, seed)
         if strategy == "group_by_length":

@@ -37,6 +37,7 @@ from align.trainers.base import TrainerBase
 from align.trainers.head import trl_edge_logps
 from align.trainers.loading import load_frozen
 from align.trainers.quantization import keep_gradients_on_cpu
+from align.trainers.rows import scored_columns
 from align.types import Logps
 
 logger = logging.getLogger(__name__)
@@ -90,10 +91,11 @@ class RoleScoring(TrainerBase):
 
     def _identity(self, source: str, weights: str, dtype: torch.dtype) -> Identity:
         autocast = self.accelerator.mixed_precision
+        reader: Any = self.processing_class
         return Identity(
             source=source,
             weights=weights,
-            tokenizer=tokenizer_digest(self._tokenizer),
+            tokenizer=tokenizer_digest(reader),
             dtype=f"{dtype}/{autocast}",
         )
 
@@ -121,7 +123,7 @@ class RoleScoring(TrainerBase):
 
     def _with_roles(self, dataset: Dataset) -> Dataset:
         """The data set with two columns of per-token log-probs for each role."""
-        rows = rows_digest(dataset, SCORED_COLUMNS)
+        rows = rows_digest(dataset, scored_columns(dataset))
         for role, source in self._sources.items():
             with self._role(role, source) as (model, identity):
                 if self.identities.setdefault(role, identity) != identity:

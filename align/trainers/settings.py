@@ -14,8 +14,9 @@ import torch
 import transformers
 import trl
 
-from align.reference import SCORED_COLUMNS, digest, rows_digest
+from align.reference import digest, rows_digest
 from align.trainers.base import TrainerBase
+from align.trainers.rows import scored_columns
 
 # The arguments that move a number; what is not here (logging, saving, folders) may change freely.
 ARGUMENTS = (
@@ -45,7 +46,7 @@ ARGUMENTS = (
 def run_settings(trainer: TrainerBase) -> dict[str, Any]:
     """Objective, rows, start policy, roles, adapter, arguments and versions, ready for JSON."""
     args = trainer.args
-    columns = sorted({*SCORED_COLUMNS, *trainer._optional_columns})
+    columns = sorted({*scored_columns(trainer.train_dataset), *trainer._optional_columns})
     adapters = getattr(trainer.model, "peft_config", None)
     return {
         "objective": trainer.objective.model_dump(mode="json"),

@@ -1,7 +1,8 @@
 """Built-in tasks that need no network: for the quick start, the tests and the documentation.
 
 A recipe names one as `world:sums` (model and pairs, with an exact judge), `world:styles` (remarks
-that are liked in a circle) or `world:bytes` (a random model that reads any text).
+that are liked in a circle), `world:scenes` (pictures, and captions that say more than there is) or
+`world:bytes` (a random model that reads any text).
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Protocol
 
 from align.errors import RecipeError
 from align.worlds.bytes import Bytes
+from align.worlds.scenes import Scenes
 from align.worlds.styles import Styles
 from align.worlds.sums import Sums
 
 PREFIX = "world:"
-WORLDS = {"sums": Sums, "styles": Styles, "bytes": Bytes}
+WORLDS = {"sums": Sums, "styles": Styles, "bytes": Bytes, "scenes": Scenes}
 
 
 class World(Protocol):
@@ -29,7 +31,7 @@ class World(Protocol):
         ...
 
 
-def world(name: str) -> Sums | Styles | Bytes:
+def world(name: str) -> Sums | Styles | Bytes | Scenes:
     """The world called `name`, with or without the recipe's prefix `world:`.
 
     Raises:
@@ -46,8 +48,8 @@ def world(name: str) -> Sums | Styles | Bytes:
     return WORLDS[bare]()
 
 
-def game_or_task(name: str) -> Sums | Styles:
-    """The world called `name`, which must have prompts and a judge.
+def game_or_task(name: str) -> Sums | Styles | Scenes:
+    """The world called `name`, which must have prompts.
 
     Raises:
         RecipeError: there is no such world, or it has none.
@@ -55,8 +57,8 @@ def game_or_task(name: str) -> Sums | Styles:
     found = world(name)
     if isinstance(found, Bytes):
         raise RecipeError(
-            f"The world {PREFIX}{found.name} has no prompts and no judge: take {PREFIX}sums or "
-            f"{PREFIX}styles, or give the rows as a file."
+            f"The world {PREFIX}{found.name} has no prompts and no judge: take {PREFIX}sums, "
+            f"{PREFIX}styles or {PREFIX}scenes, or give the rows as a file."
         )
     return found
 

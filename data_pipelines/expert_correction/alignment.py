@@ -24,10 +24,14 @@ from align.forest import TokenRow, score_rows
 from align.policies.prompting import Prompting
 from align.recipe.pipelines.expert_correction import OnPolicyAlignment
 from align.records import DroppedRow, Record, RowProblem, Text
+from align.vision.columns import Shown
+from align.vision.pixels import pictures_of
 from data_pipelines.rows import Built
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+    from align.forest.padded import Pictures
 
 Kind = Literal["gt", "rev", "gen"]
 IGNORED = -100
@@ -39,8 +43,20 @@ class Response(Record):
     prompt: Text
     response: str
     kind: Kind
+    images: tuple[str, ...] | None = None
     source: str
     row: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A response in tokens, behind a prompt that shows `shown`."""
+
+    tokens: TokenRow
+    shown: Shown
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ def responses_in(built: Iterable[Built]) -> list[Response]:
 
 def align_on_policy(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
     responses: Sequence[Response],
     settings: OnPolicyAlignment,
     *,
@@ -84,7 +100,7 @@ def align_on_policy(
 
     Args:
         model: on its device, in the precision to be trained in; the adapter is float32.
-        tokenizer: of the model.
+        tokenizer: of the model; its processor where it reads pictures.
         responses: ground truths and revisions are learned, the policy's own are only scored.
         settings: the recipe's node.
         seed: of the adapter, the order and the dropout.
@@ -104,7 +120,7 @@ def align_on_policy(
             "be used, and the policy's own never are. Look at what the expert corrected, and at "
             "max_length."
         )
-    before = _means(model, rows)
+    before = _means(model, tokenizer, rows)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(_seed(seed, "adapter"))
@@ -117,11 +133,11 @@ def align_on_policy(
         )
         adapted: Any = get_peft_model(model, adapter)
         losses = _train(adapted, learned, tokenizer, settings, seed)
-    after = _means(adapted, rows)
+    after = _means(adapted, tokenizer, rows)
     merging = None
     if settings.save == "merged":
         adapted = adapted.merge_and_unload()
-        merged = _means(adapted, rows)
+        merged = _means(adapted, tokenizer, rows)
         merging = max(abs(merged[kind] - after[kind]) for kind in after)
         after = merged
     adapted.save_pretrained(folder)
@@ -130,14 +146,17 @@ def align_on_policy(
 
 
 def _encode(
-    responses: Sequence[Response], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> tuple[dict[Kind, list[TokenRow]], tuple[DroppedRow, ...]]:
+    responses: Sequence[Response],
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+    max_length: int,
+) -> tuple[dict[Kind, list[_Row]], tuple[DroppedRow, ...]]:
     prompting = Prompting(tokenizer)
-    rows: dict[Kind, list[TokenRow]] = {kind: [] for kind in get_args(Kind)}
+    rows: dict[Kind, list[_Row]] = {kind: [] for kind in get_args(Kind)}
     dropped: list[DroppedRow] = []
     for one in responses:
         try:
-            row = prompting.row(one.prompt, one.response)
+            tokens = prompting.row(one.prompt, one.response, one.images)
+            row = _Row(tokens, Shown(one.images or ()))
             if len(row) > max_length:
                 detail = f"{len(row)} tokens, max_length is {max_length}"
                 raise RowProblem("too_long", one.kind, detail)
@@ -148,20 +167,21 @@ def _encode(
     return rows, tuple(dropped)
 
 
-def _means(model: Any, rows: dict[Kind, list[TokenRow]]) -> dict[str, float]:
+def _means(model: Any, tokenizer: Any, rows: dict[Kind, list[_Row]]) -> dict[str, float]:
     """Mean log-prob of a token [nats] of each kind that there is."""
     means: dict[str, float] = {}
     for kind, some in rows.items():
         if some:
-            logps = score_rows(model, some)
+            pictures = pictures_of(tokenizer, [row.shown for row in some])
+            logps = score_rows(model, [row.tokens for row in some], pictures=pictures)
             means[kind] = float(logps.total().double().sum() / logps.mask.sum())
     return means
 
 
 def _train(
     model: Any,
-    rows: Sequence[TokenRow],
-    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[_Row],
+    tokenizer: Any,
     settings: OnPolicyAlignment,
     seed: int,
 ) -> tuple[float, ...]:
@@ -174,16 +194,19 @@ def _train(
     schedule = get_cosine_schedule_with_warmup(
         optimizer, math.ceil(settings.warmup_share * steps), steps
     )
-    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else 0
+    written = getattr(tokenizer, "tokenizer", tokenizer).pad_token_id
+    pad = written if isinstance(written, int) else 0
     losses: list[float] = []
     model.train()
     for batch in _batches(rows, settings, seed):
-        tokens = sum(len(row.completion_ids) for row in batch)
+        tokens = sum(len(row.tokens.completion_ids) for row in batch)
         total = 0.0
         # By length, so that a forward pass holds little padding.
         batch.sort(key=len)
         for start in range(0, len(batch), settings.batch_rows):
-            loss = _nll(model, batch[start : start + settings.batch_rows], pad) / tokens
+            some = batch[start : start + settings.batch_rows]
+            pictures = pictures_of(tokenizer, [row.shown for row in some])
+            loss = _nll(model, [row.tokens for row in some], pad, pictures) / tokens
             loss.backward()
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -200,9 +223,7 @@ def _train(
     return tuple(losses)
 
 
-def _batches(
-    rows: Sequence[TokenRow], settings: OnPolicyAlignment, seed: int
-) -> Iterator[list[TokenRow]]:
+def _batches(rows: Sequence[_Row], settings: OnPolicyAlignment, seed: int) -> Iterator[list[_Row]]:
     for epoch in range(settings.epochs):
         order = list(range(len(rows)))
         random.Random(_seed(seed, f"order/{epoch}")).shuffle(order)
@@ -210,7 +231,9 @@ def _batches(
             yield [rows[k] for k in order[start : start + settings.batch]]
 
 
-def _nll(model: Any, rows: Sequence[TokenRow], pad: int) -> Tensor:
+def _nll(
+    model: Any, rows: Sequence[TokenRow], pad: int, pictures: Pictures | None = None
+) -> Tensor:
     """Negative log-prob [nats] of all completion tokens, summed; float32."""
     width = max(map(len, rows))
     ids = torch.full((len(rows), width), pad)
@@ -221,7 +244,10 @@ def _nll(model: Any, rows: Sequence[TokenRow], pad: int) -> Tensor:
         ids[n, : len(row)], mask[n, : len(row)] = tokens, 1
         labels[n, len(row.prompt_ids) : len(row)] = tokens[len(row.prompt_ids) :]
     device = model.device
-    logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, :-1]
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if pictures is not None:
+        inputs |= pictures(range(len(rows)), ids)
+    logits = model(**{name: value.to(device) for name, value in inputs.items()}).logits[:, :-1]
     targets = labels[:, 1:].to(device)
     counted = targets != IGNORED
     return functional.cross_entropy(logits[counted].float(), targets[counted], reduction="sum")

@@ -2,6 +2,8 @@
 
     gt_vs_gen    ground truth over response, all weights 1
     rev_vs_gen   revision over response, tokens weighted by the severity of their sentence's error
+    gt_img       ground truth under the picture over the same under a degraded one, all weights 1
+    rev_img      revision likewise, tokens weighted by whether the error was one of seeing
 
 All weights are written out, the ones too: a trainer reads a column only where every row has it.
 The anchors of OPA-DPO are terms of the loss on these rows, not rows. Their sign differs between the
@@ -16,10 +18,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from align.recipe.pipelines.expert_correction import IMAGE_KINDS, ExpertCorrection, PairKind
-from align.records import Message, PreferencePair, Prompt, RowProblem, Text, check_pair
+from align.records import (
+    Degraded,
+    Message,
+    PreferencePair,
+    Prompt,
+    RowProblem,
+    Text,
+    check_pair,
+    content_id,
+)
 from data_pipelines.expert_correction.report import RIGHT, Report
 from data_pipelines.expert_correction.revise import Revision
-from data_pipelines.expert_correction.weights import Encoder, image_weight, spans, token_weights
+from data_pipelines.expert_correction.weights import (
+    Encoder,
+    image_spans,
+    image_weight,
+    spans,
+    token_weights,
+)
 from data_pipelines.rows import SpanWeight
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -60,28 +77,59 @@ class PairMaker:
         Raises:
             RowProblem: with the reason why there is none.
         """
-        if kind in IMAGE_KINDS:
-            detail = "image pairs need a second image column, which rows do not have yet"
-            raise RowProblem("unsupported_content", kind, detail)
+        if kind in IMAGE_KINDS and prompt.images is None:
+            raise RowProblem("unsupported_content", kind, "the prompt shows no picture")
         if revision.report is None:
             calls = f"{revision.attempts} call{'s' if revision.attempts > 1 else ''}"
             raise RowProblem("failed", "expert", f"{revision.failure} after {calls}")
-        if kind == "gt_vs_gen":
-            return self._of_truth(prompt, response, truth)
-        return self._of_revision(prompt, response, revision.report)
+        match kind:
+            case "gt_vs_gen":
+                return self._of_truth(prompt, response, truth)
+            case "rev_vs_gen":
+                return self._of_revision(prompt, response, revision.report)
+            case "gt_img":
+                return self._of_seen_truth(prompt, truth)
+            case "rev_img":
+                return self._of_seen_revision(prompt, response, revision.report)
 
     def _of_truth(self, prompt: Prompt, response: str, truth: str | None) -> Sides:
         if truth is None:
             raise RowProblem("missing_field", "solution", "no ground truth, so no gt_vs_gen")
         pair = row(prompt, truth, response)
         check_pair(pair)
-        ones = {
-            f"{side}_token_weight": (1.0,) * len(self.encoder.answer_ids(prompt.prompt, text))
-            for side, text in (("chosen", truth), ("rejected", response))
-        }
-        return Sides(pair.model_copy(update=ones), None, None)
+        return Sides(pair.model_copy(update=self._ones(prompt, truth, response)), None, None)
 
-    def _of_revision(self, prompt: Prompt, response: str, report: Report) -> Sides:
+    def _ones(self, prompt: Prompt, chosen: str, rejected: str) -> dict[str, tuple[float, ...]]:
+        return {
+            f"{side}_token_weight": (1.0,) * len(self.encoder.answer_ids(prompt.prompt, text))
+            for side, text in (("chosen", chosen), ("rejected", rejected))
+        }
+
+    def _of_seen_truth(self, prompt: Prompt, truth: str | None) -> Sides:
+        if truth is None:
+            raise RowProblem("missing_field", "solution", "no ground truth, so no gt_img")
+        pair = self._seen(prompt, truth)
+        return Sides(pair.model_copy(update=self._ones(prompt, truth, truth)), None, None)
+
+    def _of_seen_revision(self, prompt: Prompt, response: str, report: Report) -> Sides:
+        revised = self._revised(response, report)
+        pair = self._seen(prompt, revised)
+        of_rev = image_spans(report, self.settings)
+        weight = token_weights(self.encoder, prompt.prompt, revised, of_rev, at_end=None)
+        weights = {"chosen_token_weight": weight, "rejected_token_weight": weight}
+        return Sides(pair.model_copy(update=weights), of_rev, of_rev)
+
+    def _seen(self, prompt: Prompt, text: str) -> PreferencePair:
+        """`text` under the picture over itself under a degraded one, the same for both kinds."""
+        assert prompt.images is not None
+        # A row's own, whatever the order of the rows; both kinds of a question lose the same.
+        seed = int(content_id(list(prompt.images), "degraded")[:6], 16)
+        degraded = Degraded(share=self.settings.degraded_share, seed=seed)
+        pair = row(prompt, text, text).model_copy(update={"rejected_images": degraded})
+        check_pair(pair)
+        return pair
+
+    def _revised(self, response: str, report: Report) -> str:
         revised = report.revised
         if revised == response:
             raise RowProblem(
@@ -89,6 +137,10 @@ class PairMaker:
             )
         if revised.strip():
             check_degenerate(revised, "revision", self.settings.max_word_repeats)
+        return revised
+
+    def _of_revision(self, prompt: Prompt, response: str, report: Report) -> Sides:
+        revised = self._revised(response, report)
         pair = row(prompt, revised, response)
         check_pair(pair)
         of_gen, of_rev = spans(report, self.settings)
@@ -130,6 +182,7 @@ def row(prompt: Prompt, chosen: str, rejected: str) -> PreferencePair:
         prompt=prompt.prompt,
         chosen=written(chosen),
         rejected=written(rejected),
+        images=prompt.images,
         group_id=prompt.group_id,
         source=prompt.source,
         row=prompt.row,
@@ -142,7 +195,7 @@ def errors_found(report: Report) -> int:
 
 
 def recorded(revision: Revision, settings: ExpertCorrection) -> dict[str, Any]:
-    """A revision as JSON, with what image pairs will need."""
+    """A revision as JSON, with the weights of image pairs."""
     report = revision.report
     if report is None:
         return {
@@ -168,7 +221,7 @@ def responses_of(
     prompt: Prompt, truth: str | None, revised: Sequence[str], generated: Sequence[str]
 ) -> list[dict[str, Any]]:
     """What the alignment learns (gt, rev), and what it is compared with (gen), as JSON."""
-    bare = prompt.model_dump(mode="json", include={"prompt", "source", "row"})
+    bare = prompt.model_dump(mode="json", include={"prompt", "images", "source", "row"})
     by_kind = {"gt": [] if truth is None else [truth], "rev": revised, "gen": generated}
     return [
         {**bare, "response": text, "kind": kind}

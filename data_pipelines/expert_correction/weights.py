@@ -66,6 +66,19 @@ def spans(
     return tuple(of_gen), tuple(of_rev)
 
 
+def image_spans(report: Report, settings: ExpertCorrection) -> tuple[SpanWeight, ...]:
+    """Weights of the revision's characters in image pairs, which have it on both sides."""
+    found = [
+        SpanWeight(start=one.span_rev[0], end=one.span_rev[1], weight=image_weight(one, settings))
+        for one in report.sentences
+        if one.span_rev is not None
+    ]
+    if report.span_added is not None:
+        start, end = report.span_added
+        found.append(SpanWeight(start=start, end=end, weight=1.0))
+    return tuple(found)
+
+
 def token_weights(
     encoder: Encoder,
     prompt: Text,

@@ -158,7 +158,7 @@ class ExpertCorrectionWork:
             if revision is not None:
                 self._count(revision, counts)
             for kind in self.settings.pairs:
-                counts["image_pairs_left_out"] += kind in IMAGE_KINDS
+                counts["image_pairs_left_out"] += kind in IMAGE_KINDS and unit.images is None
                 try:
                     if response.problem is not None:
                         raise response.problem
@@ -203,9 +203,10 @@ class ExpertCorrectionWork:
         made = self._maker.make(kind, prompt, response.text, unit.solution, revision)
         report = revision.report
         assert report is not None
+        shown = () if unit.images is None else (list(unit.images),)
         return BuiltPair(
             **made.pair.model_dump(exclude_none=True),
-            uid=self._uid("pair", _jsonable(unit.prompt), response.text, kind),
+            uid=self._uid("pair", _jsonable(unit.prompt), *shown, response.text, kind),
             pipeline="opadpo",
             round=self.round,
             pair_kind=kind,
@@ -242,14 +243,20 @@ class ExpertCorrectionWork:
 def _prompt(unit: Unit) -> Prompt:
     return Prompt(
         prompt=unit.prompt,
-        group_id=unit.group_id or content_id(_jsonable(unit.prompt)),
+        images=unit.images,
+        group_id=unit.group_id or _group(unit),
         source=unit.source,
         row=unit.row,
     )
 
 
+def _group(unit: Unit) -> str:
+    shown = () if unit.images is None else (list(unit.images),)
+    return content_id(_jsonable(unit.prompt), *shown)
+
+
 def _faulty(response: _Response, unit: Unit) -> Faulty:
-    return Faulty(unit.prompt, response.text, unit.solution, unit.source, unit.row)
+    return Faulty(unit.prompt, response.text, unit.solution, unit.source, unit.row, unit.images)
 
 
 def _jsonable(prompt: Text) -> object:

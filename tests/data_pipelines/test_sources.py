@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from align.errors import DataError, MachineError
-from align.records import PreferencePair, RowPolicy, RowReport, Text
+from align.records import Degraded, Message, PreferencePair, RowPolicy, RowReport, Text
 from data_pipelines.sources import read_pairs
 
 LENIENT = RowPolicy(max_dropped=1.0)
@@ -209,6 +209,9 @@ def chat_row(**changes: Any) -> dict[str, Any]:
     return CHAT | changes
 
 
+IMAGE = {"type": "image"}
+QUESTION = {"type": "text", "text": "q"}
+
 # Every listed kind of bad row beside good conversational ones: row, reason, field.
 BAD_CHAT: Mapping[str, tuple[Any, str, str]] = {
     "broken JSON": (b'{"prompt": [', "unreadable", "line"),
@@ -263,12 +266,43 @@ BAD_CHAT: Mapping[str, tuple[Any, str, str]] = {
         "chosen[0].content",
     ),
     "surrogate in the group": (chat_row(group_id="\ud800"), "bad_unicode", "group_id"),
-    "image": (chat_row(images=["a.png"]), "unsupported_content", "images"),
-    "image part": (
-        chat_row(prompt=[turn(U, [{"type": "image"}])]),
+    "no image": (chat_row(images=[3]), "wrong_type", "images[0]"),
+    "image at an address": (
+        chat_row(images=["https://a.org/b.png"]),
         "unsupported_content",
-        "prompt[0].content[0]",
+        "images[0]",
     ),
+    "image part without an image": (
+        chat_row(prompt=[turn(U, [IMAGE, QUESTION])]),
+        "missing_field",
+        "images",
+    ),
+    "image part behind words": (
+        chat_row(images=["a.png"], prompt=[turn(U, [QUESTION, IMAGE])]),
+        "unsupported_content",
+        "prompt[0].content[1]",
+    ),
+    "two places for one image": (
+        chat_row(images=["a.png"], prompt=[turn(U, [IMAGE, IMAGE, QUESTION])]),
+        "unsupported_content",
+        "prompt[0].content",
+    ),
+    "place in an answer": (
+        chat_row(images=["a.png"], chosen=[turn(A, [IMAGE, QUESTION])]),
+        "unsupported_content",
+        "chosen[0].content",
+    ),
+    "fewer rejected images": (
+        chat_row(images=["a.png", "b.png"], rejected_images=["c.png"]),
+        "wrong_type",
+        "rejected_images",
+    ),
+    "unknown degradation": (
+        chat_row(images=["a.png"], rejected_images={"method": "blur"}),
+        "wrong_type",
+        "rejected_images",
+    ),
+    "rejected images alone": (chat_row(rejected_images=["a.png"]), "missing_field", "images"),
     "tool call": (
         chat_row(chosen=[{**ASSISTANT, "tool_calls": [{"name": "f"}]}]),
         "unsupported_content",
@@ -707,3 +741,50 @@ def test_hub_troubles_are_told(
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(error, match=trouble):
         read_pairs("ana/pairs", policy=RowPolicy())
+
+
+def test_a_row_with_pictures_is_read_from_every_usual_spelling(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    as_parts = chat_row(images=["a.png"], prompt=[turn(U, [IMAGE, QUESTION])])
+    rows = [
+        chat_row(images=["a.png"]),
+        as_parts,
+        chat_row(image="data:image;base64,YQ=="),
+        chat_row(images=["a.png"], rejected_images=["b.png"]),
+        chat_row(images=["a.png"], rejected_images={"method": "pixels", "share": 0.5, "seed": 3}),
+    ]
+    pairs, report = read(tmp_path, rows)
+    assert report.kept == len(rows)
+    here = str(tmp_path / "a.png")
+    assert [pair.images for pair in pairs] == [
+        (here,),
+        (here,),
+        ("data:image;base64,YQ==",),
+        (here,),
+        (here,),
+    ]
+    assert pairs[1].prompt == (Message(role="user", content="q"),)
+    assert pairs[3].rejected_images == (str(tmp_path / "b.png"),)
+    assert pairs[4].rejected_images == Degraded(share=0.5, seed=3)
+    assert len({pair.id for pair in pairs}) == len(rows)
+
+
+def test_the_same_answer_may_stand_on_both_sides_of_another_picture(tmp_path: Path):
+    same = chat_row(chosen=[turn(A, "c")], rejected=[turn(A, "c")], images=["a.png"])
+    _, report = read(tmp_path, [CHAT, same])
+    assert report.dropped == {"equal": 1}
+    degraded = same | {"rejected_images": {"method": "pixels"}}
+    pairs, _ = read(tmp_path, [CHAT, degraded])
+    assert pairs[1].chosen == pairs[1].rejected
+
+
+def test_the_same_labels_swapped_about_another_picture_are_no_contradiction(tmp_path: Path):
+    chosen, rejected = CHAT["rejected"], CHAT["chosen"]
+    rows = [
+        chat_row(images=["a.png"]),
+        chat_row(images=["b.png"], chosen=chosen, rejected=rejected),
+        chat_row(images=["a.png"], chosen=chosen, rejected=rejected),
+    ]
+    _, report = read(tmp_path, rows)
+    assert [row.row for row in report.rows] == [3]
+    assert report.dropped == {"swapped_duplicate": 1}

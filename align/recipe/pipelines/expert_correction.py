@@ -65,8 +65,8 @@ class ExpertCorrection(Section):
     run: Literal["expert_correction"] = "expert_correction"
     """Which pipeline."""
     pairs: tuple[PairKind, ...] = ("gt_vs_gen", "rev_vs_gen")
-    """Ground truth over response, and revision over response with token weights; gt_img and rev_img
-    need a second image column, which rows do not have yet: they are counted and left out."""
+    """Ground truth over response; revision over response with token weights; gt_img and rev_img:
+    each of the two under its picture over itself under a degraded one, where prompts show any."""
     responses: Responses = Responses()
     """How the policy answers, where its responses are not given."""
     expert: Expert = Expert()
@@ -74,7 +74,9 @@ class ExpertCorrection(Section):
     severity: Severity = Severity()
     """Weight of a sentence's tokens by its score."""
     image_error_weight: float = Field(default=3.0, ge=0)
-    """Weight of a sentence whose error is one of image recognition, kept for image pairs (code)."""
+    """Weight of a sentence whose error is one of image recognition, in rev_img (code)."""
+    degraded_share: float = Field(default=0.3, gt=0, le=1)
+    """Share of the pixels of a degraded picture that lose their colour (code)."""
     add_missing: bool = False
     """Put a sentence that the expert misses behind the revision."""
     max_word_repeats: int = Field(default=30, ge=1)
@@ -84,9 +86,7 @@ class ExpertCorrection(Section):
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
         if not self.pairs:
-            yield "pairs", "is empty; write one or more of gt_vs_gen, rev_vs_gen"
-        elif all(kind in IMAGE_KINDS for kind in self.pairs):
-            yield "pairs", "holds image pairs only, which cannot be written yet; add rev_vs_gen"
+            yield "pairs", "is empty; write one or more of gt_vs_gen, rev_vs_gen, gt_img, rev_img"
         if len(set(self.pairs)) < len(self.pairs):
             yield "pairs", "names a kind twice; take one out"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from align.errors import AlignError
 from align.objectives import AnyObjective, Objective, objective_from
-from align.types import Logps, ObjectiveOutput, Pair, PairInputs
+from align.types import PAIR_KINDS, Logps, ObjectiveOutput, Pair, PairInputs
 
 MEMBERS: list[type[Objective]] = list(get_args(get_args(AnyObjective)[0]))
 FURTHER: Mapping[str, list[dict[str, Any]]] = {
@@ -76,6 +76,8 @@ def random_inputs(
     if optional and "token_weight" in objective.needs | objective.accepts:
         weight = torch.rand(2, B, T, dtype=torch.float64).to(dtype)
         inputs = replace(inputs, token_weight=Pair(*weight))
+    if "pair_kind" in objective.needs | objective.accepts:
+        inputs = replace(inputs, pair_kind=(torch.arange(B) + seed) % len(PAIR_KINDS))
     return inputs
 
 
@@ -95,10 +97,12 @@ def mapped(
         )
 
     score, preference, weight = inputs.score, inputs.preference, inputs.token_weight
+    kind = inputs.pair_kind
     return PairInputs(
         **{name: role(getattr(inputs, name)) for name in ROLES},
         score=score and Pair(per_pair(score.chosen), per_pair(score.rejected)),
         preference=None if preference is None else per_pair(preference),
+        pair_kind=None if kind is None else per_pair(kind).to(kind.dtype),
         token_weight=weight
         and Pair(
             per_token(weight.chosen, inputs.policy.chosen.mask),
@@ -137,6 +141,8 @@ def with_gradient(inputs: PairInputs, field: str) -> tuple[PairInputs, list[Tens
     leaves: list[Tensor] = []
 
     def leaf(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
         leaves.append(x.detach().clone().requires_grad_())
         return leaves[-1]
 
@@ -320,6 +326,8 @@ def test_what_is_not_declared_is_not_read(objective):
     poisoned, absent = inputs, inputs
     for field in sorted(undeclared):
         pair = getattr(inputs, field)
+        if pair is None:
+            continue
         nan = Pair(
             *[
                 Logps(x.token * math.nan, ~x.mask) if isinstance(x, Logps) else x * math.nan

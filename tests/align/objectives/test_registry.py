@@ -33,6 +33,7 @@ TABLE = {  # the contract: needs, accepts
     "spo": ({"previous", "score"}, set()),
     "sppo": ({"previous", "score"}, set()),
     "rebel": ({"previous", "score"}, set()),
+    "opa_dpo": ({"reference", "pair_kind"}, {"token_weight"}),
 }
 
 

@@ -1,0 +1,90 @@
+"""The world's recipe through the command, on a base model of a few steps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from align.commands.diffusion import train_diffusion
+from align.errors import Interrupted, RecipeError
+from align.loops.ledger import read_records
+from align.loops.signals import StopSignal
+from align.manifest import damage
+from align.recipe.diffusion import DiffusionRecipe
+from align.recipe.diffusion_loading import load_diffusion_recipe
+from align.runs import RunFolder
+from align.worlds import shapes
+
+
+@pytest.fixture(autouse=True)
+def small_world(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    small = shapes.ShapesSettings(channels=(8, 8), images=32, steps=3, batch=8, times=20)
+    monkeypatch.setattr(shapes, "ShapesSettings", lambda: small)
+
+
+@pytest.fixture
+def recipe(root: Path) -> DiffusionRecipe:
+    changes = (
+        "train.rounds=2", "train.updates_per_round=2", "train.pool_size=4", "train.sampler.steps=2",
+        "train.per_device_train_batch_size=4", "data.limit=24", "data.held_out=6", "evaluate.n=6",
+        "evaluate.pictures=4",
+    )  # fmt: skip
+    return load_diffusion_recipe(root / "recipes" / "seppo" / "tiny.yaml", changes)
+
+
+def test_a_run_leaves_what_it_promises(recipe, tmp_path) -> None:
+    run = RunFolder(tmp_path / "run")
+    metrics = train_diffusion(recipe, run)
+    assert metrics == json.loads((run.path / "metrics.json").read_text())
+    assert metrics is not None
+    assert metrics["data"] == {"read": 24, "kept": 24, "dropped": {}, "train": 18, "held_out": 6}
+    keys = {"shapes/reward", "shapes/red", "shapes/quality", "denoising/chosen_error"}
+    assert keys <= metrics["before"].keys() == metrics["after"].keys()
+    assert metrics["training"]["updates"] == 4
+    assert 0 <= metrics["training"]["flip_rate"] <= 1
+    assert damage(run.model) is None
+    assert (run.model / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+    assert "seppo" in (run.model / "README.md").read_text()
+    assert str(tmp_path) not in (run.model / "README.md").read_text()
+    steps = [record["step"] for record in read_records(run.path / "ledger.jsonl")]
+    assert steps == ["base", "latents", "before", "train", "after"]
+    # Four pictures of 8 x 8, six times enlarged, with margins of 2.
+    before, after = (np.asarray(Image.open(run.path / f"{n}.png")) for n in ("before", "after"))
+    assert before.shape == after.shape == (102, 102, 3)
+    assert not np.array_equal(before, after)
+
+
+def test_a_stopped_run_goes_on(recipe, tmp_path, monkeypatch) -> None:
+    whole = train_diffusion(recipe, RunFolder(tmp_path / "whole"))
+    run = RunFolder(tmp_path / "run")
+    from align.diffusion.trainer import DiffusionTrainer
+
+    update = DiffusionTrainer._update
+
+    def stopping(self, *args) -> None:
+        update(self, *args)
+        if self.step == 1:
+            signal.requested = "SIGTERM"
+
+    signal = StopSignal()
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionTrainer, "_update", stopping)
+        patch.setattr("align.commands.diffusion.StopSignal", lambda: signal)
+        with pytest.raises(Interrupted, match="after update 1 of 4"):
+            train_diffusion(recipe, run)
+    assert run.read_json("metrics.json") is None
+    assert train_diffusion(recipe, run) == whole
+    names = ("unet/diffusion_pytorch_model.safetensors",)
+    for name in names:
+        assert (run.model / name).read_bytes() == (tmp_path / "whole/model" / name).read_bytes()
+
+
+def test_another_recipe_does_not_take_the_folder(recipe, tmp_path) -> None:
+    run = RunFolder(tmp_path / "run")
+    train_diffusion(recipe, run)
+    other = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"beta": 1})})
+    with pytest.raises(RecipeError, match="run of another recipe"):
+        train_diffusion(other, run)

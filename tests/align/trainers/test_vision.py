@@ -1,0 +1,379 @@
+"""Vision-language models: TRL's trajectory, what stands for a picture, and degraded pictures."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+import yaml
+from peft import LoraConfig
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from align.policies.base import Sampling
+from align.policies.in_process import InProcessPolicy
+from align.policies.prompting import Ends, Prompting
+from align.records import Degraded, PreferencePair, Prompt, RowPolicy, RowProblem, RowReport
+from align.tokens import encode_pair, encode_pairs, to_dataset
+from align.trainers import PreferenceConfig, PreferenceTrainer
+from align.vision.columns import Shown
+from align.vision.degrade import degrade
+from align.vision.pixels import PixelReader
+from align.vision.refs import png
+
+_spec = importlib.util.spec_from_file_location(
+    "vision_in_code", Path(__file__).with_name("vision_in_code.py")
+)
+assert _spec is not None
+assert _spec.loader is not None
+vision_in_code = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(vision_in_code)
+
+STEPS = 3
+SEEN = ("loss", "grad_norm", "logps/chosen", "logps/rejected", "rewards/margins")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, str]:
+    return {
+        "llava": vision_in_code.llava(tmp_path_factory.mktemp("llava")),
+        "qwen": vision_in_code.qwen(tmp_path_factory.mktemp("qwen")),
+    }
+
+
+def settings(folder: Path, **changes) -> dict:
+    return {
+        "output_dir": str(folder),
+        "learning_rate": 1e-3,
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 3,
+        "logging_steps": 1,
+        "bf16": False,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "max_length": None,
+    } | changes
+
+
+def lora() -> LoraConfig:
+    # The projector too, which is where a picture becomes words.
+    names = ["q_proj", "v_proj", "linear_1", "linear_2"]
+    return LoraConfig(r=4, lora_alpha=8, target_modules=names, lora_dropout=0.0)
+
+
+def trained(trainer) -> list[dict]:
+    trainer.train()
+    return [row for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.mark.parametrize(
+    ("family", "adapter"), [("llava", "full"), ("llava", "lora"), ("qwen", "full")]
+)
+def test_same_trajectory_as_trl(family: str, adapter: str, folders, tmp_path: Path) -> None:
+    common = {"train_dataset": vision_in_code.dataset()}
+    if family == "qwen":
+        common["processing_class"] = vision_in_code.qwen_processor()
+    if adapter == "lora":
+        common["peft_config"] = lora()
+    theirs = trl.DPOTrainer(
+        folders[family],
+        args=trl.DPOConfig(**settings(tmp_path / "trl"), beta=0.3),
+        **common,
+    )
+    ours = PreferenceTrainer(
+        folders[family],
+        args=PreferenceConfig(**settings(tmp_path / "ours")),
+        objective={"name": "dpo", "beta": 0.3},
+        **common,
+    )
+    assert ours.backend.backend.name == "padded"
+    expected, found = trained(theirs), trained(ours)
+    assert len(found) == len(expected) == STEPS
+    for step, (mine, trls) in enumerate(zip(found, expected, strict=True)):
+        for name in SEEN:
+            assert mine[name] == pytest.approx(trls[name], abs=1e-5, rel=1e-5), (step, name)
+    assert abs(found[-1]["rewards/margins"]) > 1e-3, "nothing was learned"
+
+
+def ref(colour: str, size: tuple[int, int] = (28, 28)) -> str:
+    return png(vision_in_code.square(colour, size))
+
+
+def pair(**changes) -> PreferencePair:
+    return PreferencePair.model_validate(
+        {
+            "prompt": [{"role": "user", "content": "what colour is it ?"}],
+            "chosen": [{"role": "assistant", "content": "red"}],
+            "rejected": [{"role": "assistant", "content": "blue"}],
+            "images": [ref("red")],
+            "source": "test",
+            "row": 1,
+        }
+        | changes
+    )
+
+
+def processor_of(family: str, folders) -> object:
+    if family == "qwen":
+        return vision_in_code.qwen_processor()
+    return AutoProcessor.from_pretrained(folders[family])
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+@pytest.mark.parametrize("sizes", [[(28, 28)], [(56, 28), (28, 28)]])
+def test_prompt_ids_are_the_processors_own(family: str, sizes, folders) -> None:
+    processor = processor_of(family, folders)
+    images = [vision_in_code.square("red", size) for size in sizes]
+    content = [{"type": "image"}] * len(images) + [{"type": "text", "text": "what colour is it ?"}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    expected = processor(text=[text], images=[images], add_special_tokens=False)["input_ids"][0]
+    shown = pair(images=[png(image) for image in images])
+    encoded = encode_pair(shown, processor, RowPolicy())
+    assert encoded.prompt_ids == expected
+    wide = [size for size in sizes if size != (28, 28)]
+    many = encoded.prompt_ids.count(processor.image_token_id)
+    # Qwen-VL has one token per 28 x 28 pixels, LLaVA four per picture.
+    assert many == (len(sizes) + len(wide) if family == "qwen" else 4 * len(sizes))
+    eos = processor.tokenizer.eos_token_id
+    assert encoded.chosen_ids == [processor.tokenizer.convert_tokens_to_ids("red"), eos]
+
+
+def test_a_text_cannot_spell_a_picture(folders) -> None:
+    processor = processor_of("llava", folders)
+    message = [{"role": "user", "content": "what <image> is it ?"}]
+    with pytest.raises(RowProblem, match="control_tokens"):
+        encode_pair(pair(prompt=message), processor, RowPolicy(on_control_tokens="drop"))
+
+
+def test_rows_that_show_pictures_are_refused_by_a_text_model(tiny_tokenizer) -> None:
+    tiny_tokenizer.chat_template = vision_in_code.template("")
+    try:
+        with pytest.raises(RowProblem, match=r"images: unsupported_content .*no processor"):
+            encode_pair(pair(), tiny_tokenizer, RowPolicy())
+    finally:
+        tiny_tokenizer.chat_template = None
+
+
+def test_a_prompt_with_a_picture_is_never_cut(folders) -> None:
+    processor = processor_of("llava", folders)
+    words = " ".join(["very"] * 30)
+    message = [{"role": "user", "content": f"what {words} ?"}]
+    policy = RowPolicy(max_length=32, on_too_long="cut_prompt")
+    with pytest.raises(RowProblem, match="a prompt with pictures is not cut"):
+        encode_pair(pair(prompt=message), processor, policy)
+
+
+def test_a_picture_that_is_gone_drops_its_row(folders, tmp_path: Path) -> None:
+    processor = processor_of("llava", folders)
+    with pytest.raises(RowProblem, match=r"images: unreadable .*none\.png"):
+        encode_pair(pair(images=[str(tmp_path / "none.png")]), processor, RowPolicy())
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(RowProblem, match="is no picture"):
+        encode_pair(pair(images=[str(tmp_path / "text.png")]), processor, RowPolicy())
+
+
+def test_other_pictures_on_the_rejected_side_take_the_same_places(folders) -> None:
+    processor = processor_of("qwen", folders)
+    encode_pair(pair(rejected_images=[ref("blue")]), processor, RowPolicy())
+    with pytest.raises(RowProblem, match="another size"):
+        encode_pair(pair(rejected_images=[ref("blue", (56, 56))]), processor, RowPolicy())
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 28), (3, 7, 11), (1, 5, 5)])
+def test_degraded_are_exactly_so_many_pixels_of_all_channels(shape: tuple[int, ...]) -> None:
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found = degrade(pixels, Degraded(share=0.3, seed=5))
+    changed = found != pixels
+    # floor(0.3 H W): 235 of 784, 23 of 77, 7 of 25.
+    assert int(changed[0].sum()) == int(0.3 * shape[1] * shape[2])
+    assert bool((changed == changed[:1]).all()), "channels are aligned"
+    mean = pixels.double().mean(dim=(1, 2), keepdim=True).float().expand(shape)
+    assert torch.equal(found[changed], mean[changed])
+    assert torch.equal(found, degrade(pixels, Degraded(share=0.3, seed=5)))
+    assert not torch.equal(found, degrade(pixels, Degraded(share=0.3, seed=6)))
+    assert not torch.equal(found, degrade(pixels, Degraded(share=0.3, seed=5), number=1))
+    assert torch.equal(pixels, degrade(pixels, Degraded(share=0.0)))
+
+
+def test_patches_of_qwen_lose_the_same_pixels_in_all_channels_and_frames(folders) -> None:
+    processor = processor_of("qwen", folders)
+    noise = torch.randint(0, 255, (28, 56, 3), generator=torch.Generator().manual_seed(0))
+    image = png(Image.fromarray(noise.to(torch.uint8).numpy()))
+    reader = PixelReader(processor)
+    ids = torch.zeros(2, 4, dtype=torch.long)
+    made = reader([Shown((image,)), Shown((image,), Degraded(share=0.3, seed=2))], ids)
+    clean, degraded = made["pixel_values"].chunk(2)
+    # [N, C, frames, pixels of a patch]
+    changed = (clean != degraded).reshape(len(clean), 3, 2, -1)
+    assert bool((changed == changed[:, :1, :1]).all())
+    assert int(changed[:, 0, 0].sum()) == int(0.3 * 28 * 56)
+    assert made["mm_token_type_ids"].shape == ids.shape
+
+
+def striped(colour: str) -> str:
+    """Half of it black, so that the mean is none of its colours."""
+    image = vision_in_code.square(colour)
+    image.paste((0, 0, 0), (0, 0, 28, 14))
+    return png(image)
+
+
+def image_pairs(n: int, share: float) -> list[PreferencePair]:
+    colours = list(vision_in_code.COLOURS)
+    return [
+        pair(
+            images=[striped(colours[i % 4])],
+            chosen=[said(colours[i % 4])],
+            rejected=[said(colours[i % 4])],
+            rejected_images={"method": "pixels", "share": share, "seed": i},
+            pair_kind="gt_img",
+        )
+        for i in range(n)
+    ]
+
+
+def trainer_on(pairs: list[PreferencePair], folders, folder: Path, **changes) -> PreferenceTrainer:
+    processor = processor_of("llava", folders)
+    rows = encode_pairs(pairs, processor, RowPolicy(), RowReport())
+    return PreferenceTrainer(
+        folders["llava"],
+        args=PreferenceConfig(**settings(folder, **changes)),
+        train_dataset=to_dataset(rows),
+        processing_class=processor,
+        objective={"name": "opa_dpo", "beta": 0.5, "image_weight": 1.0},
+    )
+
+
+def test_a_clean_picture_on_both_sides_teaches_nothing_and_a_degraded_one_does(
+    folders, tmp_path: Path
+) -> None:
+    same = trained(trainer_on(image_pairs(6, 0.0), folders, tmp_path / "same"))
+    assert [row["loss"] for row in same] == pytest.approx([math.log(2)] * STEPS, abs=1e-6)
+    assert {row["rewards/margins"] for row in same} == {0.0}
+    other = trained(trainer_on(image_pairs(6, 0.3), folders, tmp_path / "other"))
+    assert other[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(other[-1]["rewards/margins"]) > 1e-4
+
+
+def test_stored_scores_belong_to_the_pictures(folders, tmp_path: Path) -> None:
+    """Same token ids, other pixels: another place in the cache, and other scores."""
+    first = trainer_on(image_pairs(4, 0.3), folders, tmp_path / "a")
+    again = trainer_on(image_pairs(4, 0.3), folders, tmp_path / "a")
+    assert len(list((tmp_path / "cache" / "roles").iterdir())) == 1
+    other = trainer_on(image_pairs(4, 0.6), folders, tmp_path / "b")
+    assert len(list((tmp_path / "cache" / "roles").iterdir())) == 2
+    column = "reference_rejected_logps"
+    assert first.train_dataset[column] == again.train_dataset[column]
+    assert first.train_dataset[column] != other.train_dataset[column]
+    assert first.train_dataset["chosen_ids"] == other.train_dataset["chosen_ids"]
+
+
+def test_pairs_of_one_picture_stay_in_one_step(folders, tmp_path: Path) -> None:
+    """The question is the same in all rows; what makes a prompt is its picture."""
+    some = [pair(images=[ref(c)], rejected=[said(w)]) for c in ("red", "grey") for w in WRONG]
+    trainer = trainer_on(
+        [one.model_copy(update={"pair_kind": "gt_vs_gen"}) for one in some],
+        folders,
+        tmp_path,
+        per_device_train_batch_size=3,
+        train_sampling_strategy="group_by_prompt",
+    )
+    order = list(trainer._get_train_sampler())
+    shown = [trainer.train_dataset[i]["chosen_images"][0] for i in order]
+    assert len(set(shown[:3])) == len(set(shown[3:])) == 1
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+WRONG = ("green", "blue", "0")
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_generation_reads_the_picture_as_transformers_does(family: str, folders) -> None:
+    processor = processor_of(family, folders)
+    model = AutoModelForImageTextToText.from_pretrained(folders[family]).eval()
+    # Qwen-VL gives the four tokens of the large one two places only.
+    sizes = [(28, 28), (56, 56), (28, 28)]
+    prompts = [
+        Prompt(
+            prompt=pair().prompt if i % 2 else ({"role": "user", "content": "what is it ?"},),
+            images=(ref(colour, size),),
+            source="test",
+            row=i + 1,
+        )
+        for i, (colour, size) in enumerate(zip(("red", "blue", "grey"), sizes, strict=True))
+    ]
+    greedy = Sampling(max_new_tokens=6, temperature=0.0)
+    policy = InProcessPolicy(model, processor)
+    drawn = [Prompting(processor).row(p.prompt, "x", p.images).prompt_ids for p in prompts]
+    begun = policy._prompting.begin(prompts, 2, greedy, 256)
+    batch = [row for rows in policy._batches(begun, 2) for row in rows]
+    ends = Ends(frozenset(), frozenset(), ())
+    with torch.no_grad():
+        policy._continue(batch, prompts, begun, torch.zeros(len(batch), 6), greedy, ends)
+        for row in batch:
+            ids = torch.tensor([drawn[row.prompt]])
+            shown = PixelReader(processor)([Shown(prompts[row.prompt].images or ())], ids)
+            expected = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                **shown,
+                max_new_tokens=6,
+                do_sample=False,
+                eos_token_id=-1,
+                pad_token_id=0,
+            )
+            assert row.ids == expected[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_a_recipe_trains_a_llava_through_accelerate(
+    adapter: bool, folders, root: Path, tmp_path: Path
+) -> None:
+    lines = []
+    for i, row in enumerate(vision_in_code.rows(16)):
+        row["images"][0].save(tmp_path / f"{i}.png")
+        lines.append(json.dumps(row | {"images": [f"{i}.png"]}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    recipe = {
+        "model": {"model_name_or_path": folders["llava"]}
+        | ({"use_peft": True, "lora_target_modules": ["all-linear"]} if adapter else {}),
+        "roles": {"reference": "start"},
+        "data": {"pairs": str(tmp_path / "rows.jsonl"), "held_out": 4},
+        "objective": {"name": "dpo", "beta": 0.5},
+        "train": {
+            "learning_rate": 3.0e-3,
+            "max_steps": 12,
+            "per_device_train_batch_size": 6,
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "logging_steps": 4,
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command += [str(root / "scripts" / "train.py"), str(path), "--run", str(run)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["forward"]["backend"] == "padded"
+    assert metrics["data"]["dropped"] == {}
+    history = json.loads((run / "log_history.json").read_text())
+    losses = [row["loss"] for row in history if "loss" in row]
+    assert losses[-1] < 0.8 * math.log(2)
+    assert AutoProcessor.from_pretrained(run / "model").image_token == "<image>"
