@@ -231,6 +231,8 @@ def check(
         MachineError: the disk does not suffice.
     """
     machine = machine or Machine.here(run_dir, use_cpu=recipe.train.use_cpu)
+    # A model that reads pictures has a processor around its tokenizer.
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if not train:
         raise DataError(
             f"No pair is left to train on: {report.summary()} Mend the rows or data.pairs."
@@ -284,7 +286,8 @@ def broken_invariant(
     sides = {"chosen": row.chosen_ids, "rejected": row.rejected_ids}
     if not row.prompt_ids:
         return "the prompt has no token"
-    if not {"cut_prompt", "control_tokens_split"} & set(row.notes):
+    # Where a picture stands in the prompt only its processor knows.
+    if not {"cut_prompt", "control_tokens_split"} & set(row.notes) and not row.pair.images:
         seen = _generation_ids(row, tokenizer)
         if seen[: len(row.prompt_ids)] != row.prompt_ids:
             return "the prompt's tokens are not those that generation would see"
