@@ -634,3 +634,29 @@ def test_the_data_set_card_counts_rows_and_names_sources():
 )
 def test_names_as_strangers_see_them(name, shown):
     assert shown_name(name) == shown
+
+
+def test_a_data_set_goes_to_a_repository_of_data_sets(hub, tmp_path):
+    import datasets
+
+    run = tmp_path / "made"
+    (run / "dataset" / "data").mkdir(parents=True)
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    file = run / "dataset" / "data" / "train-00000-of-00001.parquet"
+    datasets.Dataset.from_list([row]).to_parquet(file)
+    card = dataset_card("made", ["world:sums"], {"read": 1, "kept": 1}, how_made="By hand.", size=1)
+    (run / "dataset" / "README.md").write_text(card)
+    (run / "recipe.yaml").write_text("seed: 0\n")
+    write(run / "metrics.json", {"before": {}, "after": {}})
+    result = push_to(hub, run)
+    assert result.url is not None
+    assert result.url.endswith(f"/datasets/{REPO}")
+    assert set(hub.repos) == {f"datasets/{REPO}"}
+    held = hub.repos[f"datasets/{REPO}"].branches["main"]
+    assert held["data/train-00000-of-00001.parquet"] == file.read_bytes()
+    assert set(held) - {".gitattributes"} == {
+        "README.md",
+        "data/train-00000-of-00001.parquet",
+        "metrics.json",
+        "recipe.yaml",
+    }
