@@ -642,6 +642,7 @@ def test_trl_takes_the_arguments(folder: Path) -> None:
 
 def test_built_in_names_are_those_of_the_worlds() -> None:
     from align.errors import AlignError
+    from align.recipe.sections import WORLD_PROMPTS
     from align.worlds import WORLDS, game_or_task
 
     judged: list[str] = []
@@ -652,7 +653,9 @@ def test_built_in_names_are_those_of_the_worlds() -> None:
             continue
         judged.append(name)
     assert {f"world:{name}" for name in WORLDS} == set(WORLD_MODELS)
-    assert {f"world:{name}" for name in judged} == set(WORLD_PAIRS)
+    assert {f"world:{name}" for name in judged} == set(WORLD_PROMPTS)
+    # The pairs that scenes samples are off-policy: a baseline of scripts, no recipe's data.
+    assert set(WORLD_PROMPTS) - set(WORLD_PAIRS) == {"world:scenes"}
     suite = Evaluate.model_json_schema()["properties"]["suite"]["items"]["enum"]
     assert set(suite) == {"preference", *judged}
 
@@ -661,7 +664,7 @@ def test_roles_are_the_frozen_policies_of_pair_inputs() -> None:
     from align.types import PairInputs
 
     fields = [field.name for field in dataclasses.fields(PairInputs)]
-    others = ("policy", "score", "preference", "token_weight")
+    others = ("policy", "score", "preference", "token_weight", "pair_kind")
     assert list(ROLES) == [name for name in fields if name not in others]
 
 

@@ -87,6 +87,13 @@ def test_the_names_are_those_of_metrics_json():
         "preference/margin",
         "preference/accuracy",
         "sums/kl_to_reference",
+        "scenes/hallucination_rate",
+        "scenes/coverage",
+        "shapes/reward",
+        "shapes/red",
+        "shapes/quality",
+        "denoising/chosen_error",
+        "denoising/rejected_error",
     }
     run = metrics_from(metrics(other={"value": 1.0}), name="x", where="here")
     assert run.after["other"].value == 1.0
