@@ -87,8 +87,11 @@ def load_policy(model: Model, folder: str) -> PreTrainedModel:
         )
         options["device_map"] = {"": PartialState().device}
     about = {k: v for k, v in options.items() if k in ("trust_remote_code", "revision")}
-    shows = reads_images(AutoConfig.from_pretrained(folder, **about))
-    kind: Any = AutoModelForImageTextToText if shows else AutoModelForCausalLM
+    kind: Any = AutoModelForCausalLM
+    # A folder with an adapter alone has no configuration of its own; transformers finds its base.
+    is_adapter = (Path(folder) / "adapter_config.json").is_file()
+    if not is_adapter and reads_images(AutoConfig.from_pretrained(folder, **about)):
+        kind = AutoModelForImageTextToText
     return kind.from_pretrained(folder, **options)
 
 

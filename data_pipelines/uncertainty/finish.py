@@ -98,7 +98,7 @@ def _replayed(
     training = set(PreferencePair.model_fields)
     pairs = tuple(
         BuiltPair(
-            **pair.model_dump(include=training - {"preference"}),
+            **pair.model_dump(include=training - {"preference", "pair_kind"}),
             # A column of soft labels must be there in every row or in none.
             preference=1.0 if pair.preference is None else pair.preference,
             uid=uid,
