@@ -12,7 +12,6 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.errors import NumericalError
-from align.loops.signals import StopSignal
 
 
 class StopOnBadWeights(TrainerCallback):
@@ -59,10 +58,6 @@ class StopOnSignal(TrainerCallback):
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.stopped = signal.Signals(number).name
-        former = self._former.get(number)
-        # A loop sees to it that a long step ends in time; anybody else's handler would raise here.
-        if callable(former) and isinstance(getattr(former, "__self__", None), StopSignal):
-            former(number, frame)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

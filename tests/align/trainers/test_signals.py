@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from align.loops.signals import StopSignal
 from align.manifest import damage
 from align.trainers import DPOConfig, DPOTrainer
 
@@ -95,15 +94,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert found["step"] == first["step"] == 4
     for name in ("loss", "num_tokens", "rewards/margins", "logps/chosen"):
         assert found[name] == first[name], name
-
-
-def test_a_loop_around_the_training_hears_the_signal_too(build, tmp_path) -> None:
-    """Else nothing would end a step that takes longer than the loop's 30 seconds."""
-    with StopSignal() as stop:
-        trainer = build(tmp_path / "run", SignalInStep(signal.SIGTERM, 2))
-        trainer.train()
-        assert (trainer.stopped_by, stop.requested) == ("SIGTERM", "SIGTERM")
-        assert trainer.state.global_step == 2
 
 
 def test_an_error_in_training_puts_the_handlers_back_too(build, tmp_path, former_handlers) -> None:
