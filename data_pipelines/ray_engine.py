@@ -1,5 +1,8 @@
 """Chunks on the actors of Ray Data: many processes here, or many machines of a Ray cluster."""
 
+# What is unpickled here was pickled by the other side of the same run, within Ray's own cluster,
+# which exchanges pickles anyway; nothing is read from a file.
+
 from __future__ import annotations
 
 import pickle
