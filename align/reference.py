@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset, Features, List, Value
 from torch import nn
 
-from align.manifest import damage, publish
+from align.runs.manifest import damage, publish
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-ROLES = ("reference", "previous", "earlier", "guide", "anchor")
 START = "start"
 
 
@@ -148,8 +147,6 @@ class RoleScores:
 
     def load(self, role: str) -> Dataset | None:
         """The two score columns under the role's names, or None when they are absent or damaged."""
-        from datasets import Dataset
-
         if not self.folder.is_dir() or damage(self.folder) is not None:
             return None
         stored = Dataset.load_from_disk(str(self.folder / "scores"))
@@ -159,8 +156,6 @@ class RoleScores:
 
     def save(self, chosen: Sequence[Any], rejected: Sequence[Any]) -> None:
         """Publishes per-token log-probs [nats], one float32 array per row and side."""
-        from datasets import Dataset, Features, List, Value
-
         features = Features({"chosen": List(Value("float32")), "rejected": List(Value("float32"))})
         if damage(self.folder) is None:
             # Another run that shares the cache was quicker; its readers keep what they read.
@@ -170,3 +165,17 @@ class RoleScores:
         table = Dataset.from_dict({"chosen": chosen, "rejected": rejected}, features=features)
         table.save_to_disk(str(partial / "scores"))
         publish(partial, self.folder, self._about)
+
+
+def content_digest(path: str) -> str:
+    """Sha256 over the files at a local path; a hub id is its own name."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        return path
+    h = hashlib.sha256()
+    files = sorted(f for f in found.rglob("*") if f.is_file()) if found.is_dir() else [found]
+    for file in files:
+        h.update(str(file.relative_to(found)).encode() + b"\0")
+        with file.open("rb") as stream:
+            h.update(hashlib.file_digest(stream, "sha256").digest())
+    return h.hexdigest()

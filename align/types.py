@@ -20,6 +20,10 @@ from torch import Tensor
 
 X = TypeVar("X")
 
+# Frozen policies beside the one that is trained, by the part they play in an objective; fields of
+# `PairInputs` in its order.
+ROLES = ("reference", "previous", "earlier", "guide", "anchor")
+
 # The pairs that OPA-DPO makes of one question (arXiv:2501.09695): ground truth over response,
 # revision over response, and each of the two under its picture over itself under a degraded one.
 PAIR_KINDS = ("gt_vs_gen", "rev_vs_gen", "gt_img", "rev_img")

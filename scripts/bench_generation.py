@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from align.data.prompts import Prompt
 from align.policies.base import Sampling
 from align.policies.in_process import InProcessPolicy
-from align.records import Prompt
 from align.worlds.bytes import COMMON_WORDS, bytes_tokenizer
 
 NEW_TOKENS = 48

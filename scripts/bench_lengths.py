@@ -20,12 +20,13 @@ from torch.utils.data import RandomSampler
 from transformers import PreTrainedTokenizerFast
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from align.data.pair_files import read_pairs
+from align.data.pairs import PreferencePair
+from align.data.row_policy import RowPolicy
 from align.errors import DataError
 from align.forest import TokenRow
 from align.forest.packing import unique_tokens
-from align.records import PreferencePair, RowPolicy
-from align.tokens import encode_pairs
-from data_pipelines.sources import read_pairs
+from align.tokens.encoding import encode_pairs
 
 MAX_LENGTH = 1024
 PAIRS = 8  # of one optimizer step; the counts are always of this many

@@ -27,22 +27,23 @@ from typing import Any
 import torch
 import yaml
 
-from align.commands.artefacts import content_digest
-from align.commands.judging import build_judge, judge_prompts
-from align.commands.policies import load_round_policy, unpatched
-from align.commands.prompts import PromptSource
-from align.commands.stages import Workshop, stages_of
-from align.commands.training import train_on
+from align.data.completions import Completion
+from align.judges import base as judges
 from align.loops.engine import Loop
-from align.loops.ledger import Ledger
 from align.loops.stage import given
 from align.policies.base import Sampling
 from align.policies.in_process import InProcessPolicy
 from align.recipe import Recipe, load_recipe
-from align.records import Completion
+from align.reference import content_digest
+from align.runs.ledger import Ledger
+from align.stages.judge import judge_prompts
+from align.stages.policies import load_round_policy, unpatched
+from align.stages.prompts import PromptSource
+from align.stages.rules import BestVsWorst, select
+from align.stages.train import train_on
+from align.stages.workshop import Workshop
 from align.worlds import chat
 from align.worlds.bytes import COMMON_WORDS, bytes_tokenizer
-from data_pipelines.select import BestVsWorst, select
 
 PROMPTS = 64
 
@@ -122,7 +123,7 @@ class Bench:
         with Ledger(run / "ledger.jsonl") as ledger:
             found = Loop(
                 run,
-                stages_of(self.workshop),
+                self.workshop.stages(),
                 given=[given("policy", self.start, self.digest)],
                 rounds=1,
                 seed=0,
@@ -158,7 +159,8 @@ class Bench:
             for prompt, of in zip(prompts, answers, strict=True)
         ]
         named: Any = judge_node
-        with build_judge(named, self.workshop, scratch) as judge:
+        bench = judges.Bench(scratch, self.recipe.prompts.source)
+        with named.judge.open(bench) as judge:
             judged = judge_prompts(judge, "scores", named, None, lines, 1)
         pairs, _ = select(judged, BestVsWorst())
         roles = {"reference": "start"}

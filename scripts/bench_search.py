@@ -2,7 +2,7 @@
 
     python scripts/bench_search.py [--trees 4 16 64] [--repeats 3]
 
-The tiny model of the world of sums, on the CPU, both variants of the search. The two ways take
+The tiny model of the world of sums, on the CPU, both searches. The two ways take
 turns; the table holds medians, and the median of the ratios. The trees must be the same, node by
 node, and their values equal to rounding.
 """
@@ -22,19 +22,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from align.data.built import Built
+from align.data.messages import Message
+from align.data.questions import Question
 from align.policies.token_writer import InProcessWriter
-from align.recipe.pipelines.mcts import MCTS
-from align.records import Message
-from align.worlds.sums import MAX_NEW_TOKENS, Sums, prompt_of
-from data_pipelines.mcts.verify import SumsVerifier
-from data_pipelines.mcts.work import MCTSWork
-from data_pipelines.rows import Built, Question
+from align.worlds.additions import MAX_NEW_TOKENS, prompt_of
+from align.worlds.sums import Sums
+from align_data.mcts.settings import AgentQSettings, Search, XieSettings
+from align_data.mcts.verify import SumsVerifier
+from align_data.mcts.work import MCTSWork
 
-SEARCHES = {
-    "xie": MCTS(confidence="none", step_tokens=16, finish_tokens=MAX_NEW_TOKENS),
-    "agent_q": MCTS(
-        variant="agent_q", ranking="none", mix=1, step_tokens=16, finish_tokens=MAX_NEW_TOKENS
-    ),
+SEARCHES: dict[str, Search] = {
+    "xie": XieSettings(confidence="none", step_tokens=16, finish_tokens=MAX_NEW_TOKENS),
+    "agent_q": AgentQSettings(ranking="none", mix=1, step_tokens=16, finish_tokens=MAX_NEW_TOKENS),
 }
 
 

@@ -10,13 +10,14 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from align.commands import load_tokenizer, measure, policy_folder
-from align.commands.policies import load_round_policy
 from align.judges.matrix import win_rates
+from align.policies.loading import load_tokenizer
+from align.policies.sampling import sample_completions
 from align.recipe import Recipe
-from align.recipe.stages import Generate
-from align.worlds import game_or_task, style_game
-from align.worlds.generation import sample_completions
+from align.stages.evaluate import measure
+from align.stages.generate import Generate
+from align.stages.policies import load_round_policy, policy_folder
+from align.worlds import style_game, world
 from align.worlds.styles import Styles
 from align.worlds.sums import Sums
 
@@ -51,10 +52,10 @@ class Budget:
         assert recipe.prompts is not None
         assert recipe.prompts.per_round is not None
         node = next(node for node in recipe.each_round if isinstance(node, Generate))
-        world = game_or_task(recipe.prompts.source)
+        asked = world(recipe.prompts.source)
         prompts, k = recipe.prompts.per_round, node.samples
         # The world of sums scores each sample, the world of styles compares every two.
-        per_prompt = k * (k - 1) // 2 if isinstance(world, Styles) else k
+        per_prompt = k * (k - 1) // 2 if asked.judged_by == "comparisons" else k
         calls = recipe.rounds * prompts * per_prompt
         return cls(recipe.rounds, prompts, k, node.max_new_tokens, calls)
 
@@ -90,15 +91,15 @@ def best_only(recipe: Recipe) -> Found:
     """Cross-entropy on the completions that the judge puts first among those of their prompt."""
     policy, tokenizer = _start(recipe, trainable=True)
     assert recipe.prompts is not None
-    world = game_or_task(recipe.prompts.source)
+    asked = world(recipe.prompts.source)
     budget = Budget.of(recipe)
     seed = recipe.train.seed
-    if isinstance(world, Sums):
-        rows = _right_sums(world, policy, tokenizer, budget, seed)
+    if isinstance(asked, Sums):
+        rows = _right_sums(asked, policy, tokenizer, budget, seed)
     else:
-        assert isinstance(world, Styles), "the worlds of the loops' table"
-        rows = _liked_remarks(world, policy, tokenizer, budget, seed)
-    imitate(policy, cast(int, tokenizer.pad_token_id), rows, LEARNING_RATES[world.name], seed)
+        assert isinstance(asked, Styles), "the worlds of the loops' table"
+        rows = _liked_remarks(asked, policy, tokenizer, budget, seed)
+    imitate(policy, cast(int, tokenizer.pad_token_id), rows, LEARNING_RATES[asked.name], seed)
     start, _ = _start(recipe, trainable=False)
     found = measure(recipe, policy, start, tokenizer, [])
     return found, {"judge_calls": budget.calls, "pairs": len(rows)}
@@ -134,22 +135,22 @@ def imitate(
 
 
 def _right_sums(
-    world: Sums,
+    sums: Sums,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     budget: Budget,
     seed: int,
 ) -> list[Demonstration]:
     """One right answer of each problem that has one."""
-    problems = world.problems("train", budget.rounds * budget.prompts, seed=seed)
+    problems = sums.problems("train", budget.rounds * budget.prompts, seed=seed)
     asked = [operands for operands in problems for _ in range(budget.samples)]
-    attempts = world.attempts(policy, tokenizer, asked, temperature=1.0, seed=seed)
+    attempts = sums.attempts(policy, tokenizer, asked, temperature=1.0, seed=seed)
     first = {a.operands: a for a in reversed(attempts) if a.verdict.right}
     return [(a.prompt_ids, a.completion_ids) for a in first.values()]
 
 
 def _liked_remarks(
-    world: Styles,
+    styles: Styles,
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     budget: Budget,
@@ -157,7 +158,7 @@ def _liked_remarks(
 ) -> list[Demonstration]:
     """Of every few samples of a topic the one with the highest win rate, where they differ."""
     k = budget.samples
-    topics = world.topics("train", budget.prompts, seed=seed)
+    topics = styles.topics("train", budget.prompts, seed=seed)
     asked = [topic for topic in topics for _ in range(budget.rounds * k)]
     prompts = [tuple(style_game.prompt_ids(tokenizer, topic)) for topic in asked]
     samples = sample_completions(

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 
 from loops_baselines import Budget, best_only, best_reply, start_alone  # noqa: E402
 
-from align.commands.loop import loop_recipe  # noqa: E402
+from align.app.loop import loop_recipe  # noqa: E402
 from align.recipe import Recipe, load_recipe  # noqa: E402
 from align.worlds.styles import Styles  # noqa: E402
 

@@ -29,22 +29,22 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
 
+from align.data.pairs import PreferencePair  # noqa: E402
+from align.data.questions import Question  # noqa: E402
+from align.data.row_report import RowReport  # noqa: E402
 from align.policies.in_process import InProcessPolicy  # noqa: E402
 from align.policies.local_tokens import LocalTokens  # noqa: E402
 from align.recipe import load_recipe  # noqa: E402
-from align.recipe.pipelines.expert_correction import (  # noqa: E402
-    ExpertCorrection,
-    OnPolicyAlignment,
-)
-from align.records import PreferencePair, RowReport  # noqa: E402
-from align.tokens import encode_pairs, to_dataset  # noqa: E402
+from align.stages.training import quieten, training_arguments  # noqa: E402
+from align.tokens.dataset import to_dataset  # noqa: E402
+from align.tokens.encoding import encode_pairs  # noqa: E402
 from align.trainers.preference import PreferenceTrainer  # noqa: E402
-from align.trainers.run import quieten, training_arguments  # noqa: E402
 from align.worlds.scenes import Scenes, Telling, truth_of  # noqa: E402
-from data_pipelines.expert_correction.alignment import align_on_policy, responses_in  # noqa: E402
-from data_pipelines.expert_correction.scenes import ScenesExpert  # noqa: E402
-from data_pipelines.expert_correction.work import ExpertCorrectionWork  # noqa: E402
-from data_pipelines.rows import Question  # noqa: E402
+from align_data.expert_correction.alignment import align_on_policy, responses_in  # noqa: E402
+from align_data.expert_correction.on_policy import OnPolicyAlignment  # noqa: E402
+from align_data.expert_correction.scenes import ScenesExpert  # noqa: E402
+from align_data.expert_correction.stage import ExpertCorrection  # noqa: E402
+from align_data.expert_correction.work import ExpertCorrectionWork  # noqa: E402
 
 RECIPE = ROOT / "recipes" / "opa_dpo" / "tiny.yaml"
 MEASURED = 1024
@@ -57,6 +57,8 @@ def run_seed(seed: int, out: Path, world: Scenes) -> dict[str, Any]:
     assert recipe.prompts.per_round is not None
     pictures = recipe.prompts.per_round
     correction, alignment = recipe.each_round[0], recipe.each_round[1]
+    assert isinstance(correction, ExpertCorrection)
+    assert isinstance(alignment, OnPolicyAlignment)
     start = world.base_model()
     processor = AutoProcessor.from_pretrained(start)
     found: dict[str, Any] = {}
@@ -76,7 +78,7 @@ def run_seed(seed: int, out: Path, world: Scenes) -> dict[str, Any]:
         for prompt in world.prompts("train", pictures, seed=1000 + seed)
     ]
     work = ExpertCorrectionWork(
-        core(correction, ExpertCorrection),
+        correction,
         ScenesExpert(),
         LocalTokens(processor, None),
         InProcessPolicy(base, processor),
@@ -90,7 +92,7 @@ def run_seed(seed: int, out: Path, world: Scenes) -> dict[str, Any]:
         AutoModelForImageTextToText.from_pretrained(start),
         processor,
         responses_in(built),
-        core(alignment, OnPolicyAlignment),
+        alignment,
         seed=seed,
         folder=folder,
     )
@@ -117,10 +119,6 @@ def run_seed(seed: int, out: Path, world: Scenes) -> dict[str, Any]:
     measured(found, "dpo", world, trainer.model, processor, seed)
     found["dpo"] |= {"pairs": len(off_policy), "steps": trainer.state.global_step}
     return found
-
-
-def core(node: Any, settings: Any) -> Any:
-    return settings.model_validate(node.model_dump(include=set(settings.model_fields)))
 
 
 def trained_columns(pair: Any) -> PreferencePair:

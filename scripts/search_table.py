@@ -4,7 +4,7 @@
 
 Every method draws as many tokens from the policy as the others (--tokens), then trains DPO on its
 pairs: `outcome` on right and wrong whole answers of one problem, `search` on the steps of
-`pipeline: {run: mcts}`, `agent_q` on those of its other variant. `_twice` spends half of the tokens
+`{run: mcts}`, `agent_q` on those of `{run: agent_q}`. `_twice` spends half of the tokens
 on the start policy and half on what it became, which is then trained on. Writes results.json and
 table.md; what results.json already holds is not run again.
 """
@@ -30,27 +30,29 @@ sys.path.insert(0, str(ROOT))
 import transformers  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
-from align.commands import train_recipe  # noqa: E402
+from align.app.train import train_recipe  # noqa: E402
+from align.data.messages import Message  # noqa: E402
+from align.data.pairs import PreferencePair  # noqa: E402
+from align.data.questions import Question  # noqa: E402
 from align.forest import TokenRow, score_rows  # noqa: E402
 from align.policies.base import Sampling  # noqa: E402
 from align.policies.token_writer import InProcessWriter  # noqa: E402
 from align.policies.writer import Draw, Drawn, Stem  # noqa: E402
-from align.recipe.pipelines.mcts import MCTS  # noqa: E402
-from align.records import Message, PreferencePair, content_id  # noqa: E402
-from align.worlds.sums import MAX_NEW_TOKENS, Sums, prompt_of, solution_of  # noqa: E402
-from data_pipelines.mcts.verify import SumsVerifier  # noqa: E402
-from data_pipelines.mcts.work import MCTSWork  # noqa: E402
-from data_pipelines.rows import Question  # noqa: E402
-from eval.suite import run_suite  # noqa: E402
+from align.worlds.additions import MAX_NEW_TOKENS, prompt_of, solution_of  # noqa: E402
+from align.worlds.sums import Sums  # noqa: E402
+from align_data.mcts.settings import AgentQSettings, Search, XieSettings  # noqa: E402
+from align_data.mcts.verify import SumsVerifier  # noqa: E402
+from align_data.mcts.work import MCTSWork  # noqa: E402
 
 CHUNK = 32
 ANSWERS = 4
 MEASURED = 1024
 SCORED = 2048
-SEARCHES = {
-    "search": MCTS(confidence="none", step_tokens=16, finish_tokens=MAX_NEW_TOKENS, chunk=CHUNK),
-    "agent_q": MCTS(
-        variant="agent_q",
+SEARCHES: dict[str, Search] = {
+    "search": XieSettings(
+        confidence="none", step_tokens=16, finish_tokens=MAX_NEW_TOKENS, chunk=CHUNK
+    ),
+    "agent_q": AgentQSettings(
         ranking="none",
         mix=1,
         step_tokens=16,
@@ -147,21 +149,14 @@ def run(method: str, seed: int, asked: argparse.Namespace, folder: Path) -> dict
         policy = target / f"round-{number}" / "model"
     model = AutoModelForCausalLM.from_pretrained(policy).eval()
     tokenizer = AutoTokenizer.from_pretrained(start)
-    report = run_suite(
-        ["sums"],
-        model,
-        tokenizer,
-        reference=AutoModelForCausalLM.from_pretrained(start).eval(),
-        held_out_pairs=[],
-        n=MEASURED,
-        seed=seed,
-    )
+    reference = AutoModelForCausalLM.from_pretrained(start).eval()
+    report = world.measure(model, tokenizer, reference=reference, n=MEASURED, seed=seed)
     shutil.rmtree(target)
     return {
         "method": method,
         "seed": seed,
         "metrics": {
-            **{name: value["value"] for name, value in report["sums"].items()},
+            **{name: estimate.value for name, estimate in report.items()},
             "right_probability": right_probability(world, InProcessWriter(model, tokenizer)),
         },
         **spent,
@@ -211,9 +206,13 @@ def draw(
         spent["problems"] += len(questions)
         if how in SEARCHES:
             settings = SEARCHES[how]
-            hashed = content_id(settings.model_dump(mode="json"))
             work = MCTSWork(
-                settings, writer, SumsVerifier(), seed=seed, config_hash=hashed, round=number
+                settings,
+                writer,
+                SumsVerifier(),
+                seed=seed,
+                config_hash=settings.config_hash,
+                round=number,
             )
             for one in work(questions):
                 pairs += one.pairs

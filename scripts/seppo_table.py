@@ -27,9 +27,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch loads
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from align.commands.diffusion import train_diffusion  # noqa: E402
-from align.recipe.diffusion_loading import load_diffusion_recipe  # noqa: E402
-from align.runs import RunFolder  # noqa: E402
+from align.app.diffusion import train_diffusion  # noqa: E402
+from align.app.diffusion_recipe import load_diffusion_recipe  # noqa: E402
+from align.runs.folder import RunFolder  # noqa: E402
 
 # Row -> what differs from the recipe.
 METHODS = {

@@ -5,7 +5,7 @@ accelerate launch scripts/train.py RECIPE [KEY.PATH=VALUE]... [--run DIR]
 
 import sys
 
-from align.cli import main
+from align.app.cli import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

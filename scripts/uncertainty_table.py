@@ -17,15 +17,16 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.judges.rule import sums_judge
-from align.recipe.pipelines.uncertainty import Legacy, Likelihood, Mu, Top, Uncertainty
-from align.records import Message, content_id
-from align.worlds.sums import Sums, prompt_of
-from data_pipelines.rows import Built, Candidates
-from data_pipelines.uncertainty.files import make_estimator, open_estimator
-from data_pipelines.uncertainty.finish import finish
-from data_pipelines.uncertainty.work import UncertaintyWork
-from data_pipelines.uncertainty.world import FlippedJudge, truth
+from align.data.built import Built
+from align.data.messages import Message
+from align.data.questions import Candidates
+from align.worlds.additions import prompt_of
+from align.worlds.sums import Sums, sums_judge
+from align_data.uncertainty.files import make_estimator, open_estimator
+from align_data.uncertainty.finish import finish
+from align_data.uncertainty.settings import Legacy, Likelihood, Mu, Top, UncertaintySettings
+from align_data.uncertainty.work import UncertaintyWork
+from align_data.uncertainty.world import FlippedJudge, truth
 
 RULES = {
     "agreement only": Top(keep=1.0),
@@ -67,8 +68,8 @@ def measured(seed: int, flips: float) -> dict[str, dict[str, Any]]:
     """Each rule's kept pairs against the exact judge."""
     folder = Sums().base_model()
     units, labelled = candidates(seed, folder)
-    settings = Uncertainty(estimator=Likelihood(batch_rows=256))
-    config_hash = content_id(settings.model_dump(mode="json"))
+    settings = UncertaintySettings(estimator=Likelihood(batch_rows=256))
+    config_hash = settings.config_hash
     with tempfile.TemporaryDirectory() as made:
         fit = make_estimator(settings.estimator, folder, labelled, Path(made))
         estimator = open_estimator(settings.estimator, folder, made, seed=seed)

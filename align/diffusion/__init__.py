@@ -1,4 +1,5 @@
-"""Preference training of diffusion models; the only room that imports diffusers.
+"""Preference training of diffusion models; the only room that imports diffusers,
+beside the world that is made of one (`align.worlds.shapes`).
 
 `SePPOTrainer` and its `SePPOConfig` train from chosen images alone; `DiffusionTrainer` takes any
 formula of `align.diffusion.objectives`. Importing this package imports neither diffusers nor
@@ -7,6 +8,7 @@ accelerate: the trainers come when they are asked for.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from align.diffusion.objectives import (
@@ -31,8 +33,6 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(_LATER[name]), name)
 
 

@@ -1,6 +1,4 @@
-# diffusers does not declare what it exports.
-# pyright: reportPrivateImportUsage=false
-"""What a recipe's model section names, loaded: the network, its schedulers, its encoders."""
+"""A text-to-image model in its parts, and what the recipe's sections make of them."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from align.diffusion.denoiser import DiffusersDenoiser, Sampler
 from align.diffusion.latents import Encoder
 from align.diffusion.objectives import DiffusionObjective
 from align.diffusion.policies import PolicyAndReference, TwoAdapters, TwoNetworks
-from align.recipe.diffusion import DiffusionModel, DiffusionSampler
+from align.diffusion.settings import DiffusionModel, DiffusionSampler
 
 
 class Edges(Encoder, Protocol):
@@ -43,32 +41,6 @@ class Components:
     network: nn.Module
     scheduler: Any
     edges: Edges
-
-
-def load_components(model: DiffusionModel) -> Components:
-    """The start of training: the world's base model, or a pipeline from a folder or the Hub.
-
-    Raises:
-        RecipeError: a pipeline of a kind that is not supported.
-        MachineError: it cannot be loaded.
-    """
-    if model.is_world:
-        return _load_world()
-    from align.diffusion.pipelines import load_pipeline
-
-    return load_pipeline(model)
-
-
-def _load_world() -> Components:
-    from diffusers import DDPMScheduler, UNet2DConditionModel
-
-    from align.worlds.shapes import Shapes
-
-    world = Shapes()
-    folder = world.base_model()
-    network = UNet2DConditionModel.from_pretrained(folder / "unet")
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler")
-    return Components(network.eval(), scheduler, world.encoder(folder))
 
 
 def denoiser_of(scheduler: Any, sampler: DiffusionSampler) -> DiffusersDenoiser:

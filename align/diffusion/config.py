@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from align.diffusion.objectives import SePPO
-from align.recipe.diffusion import DiffusionTrain
+from align.diffusion.settings import DiffusionTrain
 
 
-# Section is frozen by its configuration, which pyright does not see.
+# Node is frozen by its configuration, which pyright does not see.
 class SePPOConfig(SePPO, DiffusionTrain, frozen=True):  # pyright: ignore[reportGeneralTypeIssues]
     """The fields of SePPO's formula beside those of training; each default stands there."""
 

@@ -16,7 +16,7 @@ from align.diffusion.latents import LatentData
 from align.diffusion.objectives import squared_error
 from align.diffusion.pool import sample_rows
 from align.diffusion.seeds import generator_for
-from align.recipe.diffusion import DiffusionEvaluate, DiffusionSampler
+from align.diffusion.settings import DiffusionEvaluate, DiffusionSampler
 from align.worlds import shapes
 
 DRAWS = 4  # timesteps and noises of a held-out record

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 from torch import Tensor
 
 from align.diffusion.components import Components
+from align.diffusion.settings import DiffusionModel
 from align.errors import MachineError, RecipeError
-from align.recipe.diffusion import DiffusionModel
 
 # Class -> what is said when it is loaded. A safety checker blanks images, and a black image would
 # be taken for the reference's sample.
@@ -144,32 +143,3 @@ class PipelineEdges:
         if self.is_xl:
             given["added_cond_kwargs.text_embeds"] = found[2 + which]
         return given
-
-
-class FittedImage:
-    """An image at the size that a model trains at: shorter side scaled, middle cut out.
-
-    The cut is never random, so that chosen and rejected see the same part.
-
-    Args:
-        image: of any size and mode.
-        side: pixels.
-
-    Attributes:
-        pixels: [3, side, side] float32 in [-1, 1].
-        original: height and width it came in.
-        corner: top and left of the cut, in scaled pixels.
-    """
-
-    def __init__(self, image: Image.Image, side: int) -> None:
-        rgb = image.convert("RGB")
-        width, height = rgb.size
-        scale = side / min(width, height)
-        scaled = (max(side, round(width * scale)), max(side, round(height * scale)))
-        rgb = rgb.resize(scaled, Image.Resampling.LANCZOS)
-        left, top = (scaled[0] - side) // 2, (scaled[1] - side) // 2
-        rgb = rgb.crop((left, top, left + side, top + side))
-        values = torch.from_numpy(np.array(rgb, dtype=np.float32))
-        self.pixels = values.permute(2, 0, 1) / 127.5 - 1
-        self.original = (height, width)
-        self.corner = (top, left)

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from align.errors import RecipeError
@@ -122,8 +125,6 @@ class TwoAdapters:
         target_modules: tuple[str, ...],
         seed: int,
     ) -> None:
-        from peft import LoraConfig
-
         if not hasattr(network, "add_adapter"):
             raise RecipeError(
                 f"{type(network).__name__} takes no LoRA adapters in diffusers: write "
@@ -192,9 +193,6 @@ class TwoAdapters:
 
     def save(self, folder: Path) -> None:
         """Writes the adapter as `pytorch_lora_weights.safetensors`, for `load_lora_weights`."""
-        from diffusers.utils import convert_state_dict_to_diffusers
-        from safetensors.torch import save_file
-
         named = convert_state_dict_to_diffusers(self.state())
         prefix = "unet" if "UNet" in type(self.network).__name__ else "transformer"
         adapter = self.network.peft_config[POLICY]
@@ -215,11 +213,7 @@ class TwoAdapters:
         )
 
     def _of(self, adapter: str) -> State:
-        from peft import get_peft_model_state_dict
-
         return _copied(get_peft_model_state_dict(self.network, adapter_name=adapter))
 
     def _into(self, adapter: str, state: Mapping[str, Tensor]) -> None:
-        from peft import set_peft_model_state_dict
-
         set_peft_model_state_dict(self.network, dict(state), adapter_name=adapter)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from align.diffusion.denoiser import Denoiser
 from align.diffusion.latents import LatentData
 from align.diffusion.seeds import generator_for, noise_of
+from align.diffusion.settings import DiffusionSampler, DiffusionTrain
 from align.errors import NumericalError
-from align.recipe.diffusion import DiffusionSampler, DiffusionTrain
 
 
 @dataclass(frozen=True, eq=False)

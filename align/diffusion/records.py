@@ -15,13 +15,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from datasets import load_dataset
 from PIL import Image, UnidentifiedImageError
+from pyarrow import parquet
 
+from align.data.problems import DroppedRow, Reason
+from align.data.row_report import RowReport
+from align.diffusion.images import FittedImage
 from align.diffusion.latents import Record
-from align.diffusion.pipelines import FittedImage
+from align.diffusion.settings import DiffusionData
 from align.errors import DataError
-from align.recipe.diffusion import DiffusionData
-from align.records import DroppedRow, Reason, RowReport
 
 PICKAPIC = ("jpg_0", "jpg_1", "label_0", "caption")
 
@@ -130,9 +133,7 @@ class RecordReader:
 
     def _of_file(self, file: Path) -> Iterator[tuple[Mapping[str, Any], Path]]:
         if file.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=64):
                 for row in batch.to_pylist():
                     yield row, file
             return
@@ -147,8 +148,6 @@ class RecordReader:
                 yield row if isinstance(row, dict) else {}, file
 
     def _of_hub(self) -> Iterator[tuple[Mapping[str, Any], str]]:
-        from datasets import load_dataset
-
         data = self.data
         try:
             rows = load_dataset(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align.errors import RecipeError
-from align.manifest import damage, publish
+from align.runs.manifest import damage, publish
 
 FOLDER = "newest"
 

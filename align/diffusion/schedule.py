@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import Parameter
 
-from align.recipe.diffusion import DiffusionTrain
+from align.diffusion.settings import DiffusionTrain
 
 
 def adamw(train: DiffusionTrain, parameters: Sequence[Parameter]) -> torch.optim.AdamW:

@@ -40,9 +40,9 @@ from align.diffusion.replay import Replay, select, state_digest
 from align.diffusion.resuming import Progress, load_progress, save_progress
 from align.diffusion.schedule import adamw, learning_rate
 from align.diffusion.seeds import generator_for
+from align.diffusion.settings import DiffusionTrain
 from align.diffusion.training_log import TrainingLog
 from align.errors import DataError, Interrupted, MachineError
-from align.recipe.diffusion import DiffusionTrain
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from align.forest.backends import (
     Choice,
     choose_backend,
 )
+from align.forest.logps import forest_logps
 from align.forest.pack import Pack
 from align.forest.padded import score_rows
 from align.forest.rows import TokenRow
@@ -23,5 +24,6 @@ __all__ = [
     "Pack",
     "TokenRow",
     "choose_backend",
+    "forest_logps",
     "score_rows",
 ]

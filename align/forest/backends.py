@@ -21,6 +21,7 @@ from align.forest.model import read_pack
 from align.forest.pack import Pack, padded_pack, tree_pack, tree_varlen_pack
 from align.forest.packing import cut_forest, cut_padded
 from align.forest.rows import TokenRow
+from align.types import Logps
 
 Rows = Sequence[TokenRow]
 
@@ -76,13 +77,13 @@ def choose_backend(model: Any, chosen: Rows, rejected: Rows) -> Choice:
     """
     if (refusal := refused(model)) is not None:
         return Choice(PADDED, f"padded rows, because {refusal}", None)
-    computed_in = _computed_in(model)
+    dtype = computed_in(model)
     # FlashAttention computes in 16 bits only.
-    wanted = TREE_VARLEN if model.device.type == "cuda" and computed_in.itemsize == 2 else TREE
+    wanted = TREE_VARLEN if model.device.type == "cuda" and dtype.itemsize == 2 else TREE
     rows = [*chosen, *rejected]
-    tolerance = TOLERANCE.get(computed_in, TOLERANCE_LOW_PRECISION)
+    tolerance = TOLERANCE.get(dtype, TOLERANCE_LOW_PRECISION)
     with _evaluating(model), torch.no_grad():
-        expected = _own_logps(model, rows)
+        expected = own_logps(model, rows).token
         try:
             with recorded_windows() as windows:
                 found = _pack_logps(model, wanted.lay_out(rows))
@@ -129,13 +130,14 @@ def refused(model: Any) -> str | None:
     return None
 
 
-def _computed_in(model: Any) -> torch.dtype:
+def computed_in(model: Any) -> torch.dtype:
+    """What the model's matrices are multiplied in: its own dtype, or autocast's."""
     kind = model.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
 
 
-def _own_logps(model: Any, rows: Rows) -> Tensor:
-    """[R, W] from full logits of padded rows, with the model's own attention and head."""
+def own_logps(model: Any, rows: Rows) -> Logps:
+    """[R, T] nats from full logits of padded rows, with the model's own attention and head."""
     pack = padded_pack(rows).to(model.device)
     output = model(
         input_ids=pack.input_ids, attention_mask=pack.attention_mask, use_cache=False
@@ -145,7 +147,7 @@ def _own_logps(model: Any, rows: Rows) -> Tensor:
         for logits in output[:, -pack.input_ids.shape[1] :].flatten(0, 1)[pack.predictor].split(512)
     ]
     edge = torch.cat(edges).gather(1, pack.target.to(output.device)[:, None])[:, 0]
-    return pack.to(edge.device).rows(0, len(rows), edge).token
+    return pack.to(edge.device).rows(0, len(rows), edge)
 
 
 def _pack_logps(model: Any, pack: Pack) -> Tensor:

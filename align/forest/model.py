@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils.generic import ModelOutput
 
 from align.forest.head import EdgeLogps, EdgeStatistics, edge_logps, head_of
@@ -107,8 +108,6 @@ def _aux_loss(model: Any, body: Any, pack: Pack, inputs: dict[str, Any]) -> Tens
         return None
     # Every family of experts takes its load-balancing loss from Mixtral's module. Weighing a slot
     # by the rows it stands for gives the padded rows' loss.
-    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
-
     config = model.config.get_text_config()
     loss: Any = load_balancing_loss_func(
         body.router_logits, config.num_experts, config.num_experts_per_tok, pack.multiplicity

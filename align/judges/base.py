@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
-from align.records import Text
+from align.data.messages import Text
+from align.node import Node
 
 Side = Literal["first", "second"]
 
@@ -127,3 +130,72 @@ class ScoreJudge(Protocol):
     def score(self, items: Sequence[Answer]) -> list[float | JudgeFailed]:
         """One finite number, or the reason why there is none, per item in their order."""
         ...
+
+
+Answers = Literal["scores", "comparisons"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The row of a prompt that is judged.
+
+    Attributes:
+        source: the file, or hub id@revision.
+        row: 1-based number in it.
+        columns: of the row, besides the prompt.
+    """
+
+    source: str
+    row: int
+    columns: Mapping[str, Any]
+
+
+def _no_rows(prompt_id: str) -> Asked | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What judges find where they work.
+
+    Attributes:
+        folder: of the run; a server's answers are kept in it.
+        prompts: what the recipe names as source of its prompts, such as world:sums.
+        row_of: id of a prompt's text -> its row, where it is known.
+    """
+
+    folder: Path
+    prompts: str
+    row_of: Callable[[str], Asked | None] = field(default=_no_rows)
+
+
+class JudgeNode(Node):
+    """What `by` names in a judge stage: the settings of a judge, which it makes.
+
+    Children state `by`, the word that recipes write.
+    """
+
+    by: Any  # a Literal in every child
+    """Who judges: world (exact), answers (a file of known ones), reward_model, llm (asked
+    pairwise), rewards (a weighted sum), or a function of one's own as file.py:function."""
+    gives: ClassVar[Answers | None] = None
+    """Whether it scores completions or compares two; None where that depends on the prompts."""
+    reads_columns: ClassVar[bool] = False
+    """Whether the columns of a prompt's row reach it."""
+
+    def answers(self, prompts: str) -> Answers:
+        """Whether it scores completions of a source's prompts, or compares two.
+
+        Raises:
+            RecipeError: it can judge nothing of that source.
+        """
+        assert self.gives is not None, "a judge that depends on the prompts overrides this"
+        return self.gives
+
+    def content(self) -> dict[str, str]:
+        """Digests of what it names, for a stage's key."""
+        return {}
+
+    def open(self, bench: Bench) -> AbstractContextManager[PairJudge | ScoreJudge]:
+        """The judge; what it opened is closed afterwards."""
+        raise NotImplementedError

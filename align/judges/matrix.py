@@ -11,16 +11,17 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+from align.data.messages import Text, prompt_id
+from align.data.records import content_id
 from align.judges.base import Comparison, JudgeFailed, PairJudge, Refused, probability
-from align.records import Text, content_id, prompt_id
 
 Preferences = tuple[tuple[float | None, ...], ...]
 Match = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Question:
-    """K completions of one prompt."""
+class Contest:
+    """A prompt with the K completions that compete."""
 
     prompt: Text
     completions: tuple[str, ...]
@@ -28,7 +29,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Matrix:
-    """What a judge said about one question.
+    """What a judge said about one contest.
 
     Attributes:
         preferences: P.
@@ -43,7 +44,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Tournament:
-    """A knockout among the completions of one question.
+    """A knockout among the completions of one contest.
 
     Attributes:
         matrix: the comparisons that it took.
@@ -64,34 +65,34 @@ def preference_matrix(
     judge: PairJudge, prompt: Text, completions: Sequence[str], pairs: Sequence[Match]
 ) -> Matrix:
     """The comparisons `pairs` of one prompt's completions."""
-    (matrix,) = preference_matrices(judge, [Question(prompt, tuple(completions))], [pairs])
+    (matrix,) = preference_matrices(judge, [Contest(prompt, tuple(completions))], [pairs])
     return matrix
 
 
 def preference_matrices(
-    judge: PairJudge, questions: Sequence[Question], pairs: Sequence[Sequence[Match]]
+    judge: PairJudge, contests: Sequence[Contest], pairs: Sequence[Sequence[Match]]
 ) -> list[Matrix]:
-    """The comparisons `pairs[q]` of every question q, all asked of the judge at once.
+    """The comparisons `pairs[c]` of every contest c, all asked of the judge at once.
 
     Equal completions tie and are not asked about; a comparison is asked once, whatever the order
     and number in which it is wanted.
     """
-    boards = [_Board(question) for question in questions]
+    boards = [_Board(contest) for contest in contests]
     _ask(judge, boards, pairs)
     return [board.matrix() for board in boards]
 
 
 def tournament(judge: PairJudge, prompt: Text, completions: Sequence[str]) -> Tournament:
     """The knockout among one prompt's completions."""
-    (found,) = tournaments(judge, [Question(prompt, tuple(completions))])
+    (found,) = tournaments(judge, [Contest(prompt, tuple(completions))])
     return found
 
 
-def tournaments(judge: PairJudge, questions: Sequence[Question]) -> list[Tournament]:
-    """The knockout of every question; each round of all of them is asked at once."""
-    boards = [_Board(question) for question in questions]
-    brackets = [knockout(len(question.completions)) for question in questions]
-    outcomes: list[Match | None] = [None] * len(questions)
+def tournaments(judge: PairJudge, contests: Sequence[Contest]) -> list[Tournament]:
+    """The knockout of every contest; each round of all of them is asked at once."""
+    boards = [_Board(contest) for contest in contests]
+    brackets = [knockout(len(contest.completions)) for contest in contests]
+    outcomes: list[Match | None] = [None] * len(contests)
     wanted: dict[int, list[Match]] = {}
     for number, bracket in enumerate(brackets):
         wanted[number] = next(bracket)
@@ -202,17 +203,17 @@ def from_scores(scores: Sequence[float | None], scale: float | None = None) -> P
 
 
 class _Board:
-    """The matrix of one question as it fills."""
+    """The matrix of one contest as it fills."""
 
-    def __init__(self, question: Question) -> None:
-        self.question = question
-        k = len(question.completions)
+    def __init__(self, contest: Contest) -> None:
+        self.contest = contest
+        k = len(contest.completions)
         self._preferences: list[list[float | None]] = [
-            [0.5 if a == b else None for b in question.completions] for a in question.completions
+            [0.5 if a == b else None for b in contest.completions] for a in contest.completions
         ]
         # Equal completions share one number: what is known of one is known of all.
         self._same = [
-            [j for j in range(k) if question.completions[j] == question.completions[i]]
+            [j for j in range(k) if contest.completions[j] == contest.completions[i]]
             for i in range(k)
         ]
         self._asked: set[frozenset[int]] = set()
@@ -248,7 +249,7 @@ def _ask(judge: PairJudge, boards: Sequence[_Board], pairs: Sequence[Sequence[Ma
     asked: list[tuple[_Board, Match]] = []
     items: list[Comparison] = []
     for board, matches in zip(boards, pairs, strict=True):
-        prompt, completions = board.question.prompt, board.question.completions
+        prompt, completions = board.contest.prompt, board.contest.completions
         for i, j in board.open(matches):
             asked.append((board, (i, j)))
             number = content_id(prompt_id(prompt), completions[i], completions[j])

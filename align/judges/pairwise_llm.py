@@ -11,24 +11,32 @@ A verdict that changes with the order of the completions is a tie: the judge pre
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from align.data.messages import Message, Text
+from align.data.records import content_id
 from align.judges.base import (
+    Answers,
+    Bench,
     Comparison,
     JudgeFailed,
+    JudgeNode,
+    PairJudge,
     Prefers,
     Refused,
     Tie,
     Verdict,
     opposite,
 )
-from align.loops.caller import CachedCaller
-from align.loops.calls import key_of
-from align.loops.server import Call, Reply, Unanswered, no_text
-from align.records import Message, Text, content_id
+from align.servers.cached import cached_caller
+from align.servers.caller import CachedCaller
+from align.servers.calls import key_of
+from align.servers.endpoint import Endpoint
+from align.servers.server import Call, Reply, Unanswered, no_text
 
 TEMPLATE = "pairwise-1"
 PARSER = "verdict-line-1"
@@ -77,6 +85,24 @@ class PairwiseSettings(BaseModel):
     criterion: str = Field(default=CRITERION, min_length=1)
     max_new_tokens: int = Field(default=1024, ge=16)
     temperature: float = Field(default=0.0, ge=0.0)
+
+
+class LanguageModel(JudgeNode):
+    """A language model behind a server compares two completions, in both orders."""
+
+    by: Literal["llm"] = "llm"
+    """Who judges: a language model."""
+    server: Endpoint
+    """Where it is served."""
+    how: PairwiseSettings = PairwiseSettings()
+    """How it is asked."""
+    gives: ClassVar[Answers | None] = "comparisons"
+
+    @contextmanager
+    def open(self, bench: Bench) -> Iterator[PairJudge]:
+        """The judge; its answers are kept in the run's folder."""
+        with cached_caller(self.server, bench.folder) as caller:
+            yield PairwiseLLM(caller, self.how)
 
 
 class PairwiseLLM:

@@ -3,21 +3,59 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
+from accelerate import PartialState
+from pydantic import Field
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from align.data.problems import RowProblem
 from align.errors import RecipeError
 from align.forest.rows import TokenRow
-from align.judges.base import Answer, JudgeFailed
+from align.judges.base import Answer, Answers, Bench, JudgeFailed, JudgeNode, ScoreJudge
+from align.policies.loaded import evaluating
 from align.policies.prompting import Prompting
-from align.records import RowProblem
-from align.reference import digest, tokenizer_digest, weights_digest
-from align.worlds.generation import evaluating
+from align.reference import content_digest, digest, tokenizer_digest, weights_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class RewardModel(JudgeNode):
+    """A sequence classifier with one output scores each completion."""
+
+    by: Literal["reward_model"] = "reward_model"
+    """Who judges: a reward model."""
+    path: str = Field(min_length=1)
+    """Folder or Hub id (`id@revision`) of the reward model."""
+    gives: ClassVar[Answers | None] = "scores"
+
+    def content(self) -> dict[str, str]:
+        """Of its folder; a Hub id is its own name."""
+        return {"content": content_digest(self.path)}
+
+    @contextmanager
+    def open(self, bench: Bench) -> Iterator[ScoreJudge]:
+        """The judge, on this process's device.
+
+        Raises:
+            RecipeError: it cannot be loaded, or is no classifier with one output.
+        """
+        name, _, revision = self.path.partition("@")
+        options: dict[str, Any] = {"revision": revision} if revision else {}
+        try:
+            model: Any = AutoModelForSequenceClassification.from_pretrained(name, **options)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
+        except (OSError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise RecipeError(
+                f"each_round: the judge's reward model {self.path!r} cannot be loaded ({first}). "
+                "Write the folder or Hub id of a sequence classifier with one output."
+            ) from error
+        yield RewardModelJudge(model.to(PartialState().device).eval(), tokenizer)
 
 
 class RewardModelJudge:

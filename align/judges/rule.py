@@ -1,17 +1,48 @@
-"""Judges that check instead of opine: the world of sums, and answers known beforehand."""
+"""Judges that check instead of opine: rules, and answers known beforehand."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Literal
 
-from align.errors import RecipeError
-from align.judges.base import Answer, JudgeFailed
+from pydantic import Field
+
+from align.errors import DataError, RecipeError
+from align.judges.base import Answer, Answers, Bench, JudgeFailed, JudgeNode, ScoreJudge
 from align.judges.table import question_of
-from align.reference import digest
+from align.reference import content_digest, digest
 
 # The last number of a text: thousands may be parted by commas, decimals follow a point.
 LAST_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?!.*\d)"
+
+
+class KnownAnswers(JudgeNode):
+    """Right where a completion gives the answer that a file knows."""
+
+    by: Literal["answers"] = "answers"
+    """Who judges: a file of known answers."""
+    path: str = Field(min_length=1)
+    """JSON lines file of {prompt, answer}."""
+    pattern: str | None = Field(default=None, min_length=1)
+    """Regular expression that finds the answer in a completion; null takes the last number."""
+    gives: ClassVar[Answers | None] = "scores"
+
+    def content(self) -> dict[str, str]:
+        """Of the file."""
+        return {"content": content_digest(self.path)}
+
+    @contextmanager
+    def open(self, bench: Bench) -> Iterator[ScoreJudge]:
+        """The judge.
+
+        Raises:
+            DataError: the file cannot be read, or a line is none.
+        """
+        yield known_answer_judge(read_answers(self.path), self.pattern or LAST_NUMBER)
 
 
 class RuleJudge:
@@ -30,20 +61,6 @@ class RuleJudge:
     def score(self, items: Sequence[Answer]) -> list[float | JudgeFailed]:
         """One score, or the reason why there is none, per item in their order."""
         return [self._rule(question_of(item.prompt), item.completion) for item in items]
-
-
-def sums_judge() -> RuleJudge:
-    """1.0 for a right answer in the world of sums, else 0.0."""
-    from align.worlds import sums
-
-    def rule(question: str, completion: str) -> float | JudgeFailed:
-        match = re.fullmatch(r"(\d+)\+(\d+)\+(\d+)\?", question, flags=re.ASCII)
-        if match is None:
-            return JudgeFailed("not_a_sum", "the prompt is no question of the world of sums")
-        a, b, c = map(int, match.groups())
-        return float(sums.judge((a, b, c), completion).right)
-
-    return RuleJudge("sums", rule)
 
 
 def known_answer_judge(answers: Mapping[str, str], pattern: str = LAST_NUMBER) -> RuleJudge:
@@ -89,3 +106,29 @@ def _canonical(answer: str) -> str:
     sign, whole, decimals = number.groups()
     value = whole + (f".{decimals}" if decimals else "")
     return value if value == "0" else sign + value
+
+
+def read_answers(path: str) -> dict[str, str]:
+    """Question -> answer, out of a JSON lines file.
+
+    Raises:
+        DataError: it cannot be read, or a line is no {"prompt": ..., "answer": ...}.
+    """
+    known: dict[str, str] = {}
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"The judge's answers {path} cannot be read ({error.strerror}). Write a JSON lines "
+            'file of {"prompt": ..., "answer": ...}.'
+        ) from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            known[str(row["prompt"])] = str(row["answer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f'{path}:{number}: no {{"prompt": ..., "answer": ...}} stands there. Mend the '
+                "line, or take it out."
+            ) from error
+    return known

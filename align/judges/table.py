@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from align.data.messages import Text
 from align.errors import RecipeError
 from align.judges.base import Comparison, Prefers, Tie, Verdict
-from align.records import Text
 from align.reference import digest
 
 
@@ -66,10 +66,3 @@ class TableJudge:
 def question_of(prompt: Text) -> str:
     """The text that a prompt ends with: itself, or its last message."""
     return prompt if isinstance(prompt, str) else prompt[-1].content
-
-
-def styles_judge() -> TableJudge:
-    """The exact, intransitive judge of `world:styles`."""
-    from align.worlds.style_game import OUTCOMES, PREFERENCE, outcome_of
-
-    return TableJudge(OUTCOMES, PREFERENCE, outcome_of)

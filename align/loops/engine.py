@@ -20,10 +20,10 @@ import os
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from align.loops.ledger import Ledger
 from align.loops.place import (
     Place,
     artefacts_of,
@@ -45,7 +45,8 @@ from align.loops.stage import (
     StageContext,
     check_chain,
 )
-from align.manifest import damage, publish
+from align.runs.ledger import Ledger
+from align.runs.manifest import damage, publish
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,12 @@ class Loop:
         self._live = LiveObjects()
         self._recorded: set[str] = set()
 
-    def run(self) -> dict[str, Artefact]:
+    def run(self, stop: StopSignal | None = None) -> dict[str, Artefact]:
         """Makes what is missing.
+
+        Args:
+            stop: the one that holds the signals already. A second one inside of it would not see
+                what arrived before it was entered.
 
         Returns:
             The newest artefact of each kind.
@@ -123,7 +128,7 @@ class Loop:
                 self._recorded.discard(record["key"])
             elif "key" in record:
                 self._recorded.add(record["key"])
-        with StopSignal() as stop:
+        with StopSignal() if stop is None else nullcontext(stop) as stop:
             while True:
                 try:
                     return self._walk(stop)

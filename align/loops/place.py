@@ -12,7 +12,7 @@ from typing import Any
 
 from align.errors import NumericalError, RecipeError
 from align.loops.stage import Artefact, Stage, json_ready
-from align.manifest import MANIFEST
+from align.runs.manifest import MANIFEST
 
 
 class Place:

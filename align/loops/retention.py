@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from align.manifest import publish
+from align.runs.manifest import publish
 
 
 class Retention(BaseModel):

@@ -15,10 +15,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from align.errors import RecipeError
 from align.loops.signals import StopSignal
+from align.node import Node
 
 MOMENTS = ("start", "round_start", "previous_round")
 
@@ -165,6 +166,36 @@ class Stage(Protocol):
             which would make two equal runs differ.
         """
         ...
+
+
+class StageNode(Node):
+    """An entry of a recipe's `each_round`, or `build`: the settings of a stage.
+
+    Children state `run`, the word that recipes write, and make the stage.
+    """
+
+    run: Any  # a Literal in every child
+    """Which stage."""
+    trains: ClassVar[bool] = False
+    """Whether it leaves another policy, or measures one: no work for a recipe of a data set."""
+    needs_prompts: ClassVar[bool] = True
+    """Whether it asks the recipe's prompts."""
+
+    @property
+    def folder_name(self) -> str:
+        """`run` as folders and the ledger can hold it: of file.py:object the object alone."""
+        return re.sub(r"[^a-z0-9_]+", "_", str(self.run).rpartition(":")[2].lower())
+
+    def stage(self, workshop: Any) -> Stage:
+        """The stage of these settings.
+
+        Args:
+            workshop: the recipe, its start policy and tokenizer (`align.stages.workshop`).
+
+        Raises:
+            RecipeError: it does not fit the rest of the recipe.
+        """
+        raise NotImplementedError
 
 
 KIND = re.compile(r"[a-z][a-z0-9_]*")

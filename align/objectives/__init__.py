@@ -1,17 +1,20 @@
-"""The formulas, one per file. The union `AnyObjective` is the registry: a member is an objective.
+"""The formulas, one per file; the union `AnyObjective` lists the built-in ones.
 
-Adding one: its file, its import and its name in the union, its test file, its tiny recipe, its row
-in the README's table.
+Adding one: its file, its import and its name in the union, its line in `align.built_in`, its test
+file, its tiny recipe, its row in the README's table. A formula of one's own needs none of these: a
+recipe names it as `file.py:Class`, or by the name that an installed package gives it
+(`align.registry`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from align import registry
 from align.errors import RecipeError
 from align.objectives.apo import APO
 from align.objectives.base import Objective
@@ -69,6 +72,8 @@ def objective_from(node: Mapping[str, Any] | Objective) -> Objective:
             f"`objective` must be a mapping such as {{name: dpo, beta: 0.1}}, not {node!r}."
         )
     name = node.get("name")
+    if isinstance(name, str) and name not in _BY_NAME and registry.knows("objective", name):
+        return _of_own(name, node)
     if not isinstance(name, str) or name not in _BY_NAME:
         found = "is missing" if "name" not in node else f"is {name!r}, which is no objective"
         raise RecipeError(
@@ -78,13 +83,24 @@ def objective_from(node: Mapping[str, Any] | Objective) -> Objective:
     try:
         return _adapter.validate_python(dict(node))
     except ValidationError as error:
-        raise RecipeError(" ".join(_sentence(fault, name) for fault in error.errors())) from None
+        said = [_sentence(fault, fault["loc"][1:], _BY_NAME[name]) for fault in error.errors()]
+        raise RecipeError(" ".join(said)) from None
 
 
-def _sentence(fault: Mapping[str, Any], name: str) -> str:
-    """One fault that pydantic found in a node of this name, as a sentence that names its key."""
-    fields = _BY_NAME[name].model_fields
-    key = ".".join(str(part) for part in fault["loc"][1:])
+def _of_own(name: str, node: Mapping[str, Any]) -> Objective:
+    """An objective of an installed package, or of a file that the recipe names."""
+    found: Any = registry.node("objective", name)
+    try:
+        return found.model_validate(dict(node))
+    except ValidationError as error:
+        said = [_sentence(fault, fault["loc"], found) for fault in error.errors()]
+        raise RecipeError(" ".join(said)) from None
+
+
+def _sentence(fault: Mapping[str, Any], loc: Sequence[int | str], found: type[Objective]) -> str:
+    """One fault that pydantic found in a node of a class, as a sentence that names its key."""
+    fields, name = found.model_fields, found.model_fields["name"].default
+    key = ".".join(str(part) for part in loc)
     if not key:  # a rule between fields
         return f"`objective` ({name}): {fault['msg'].removeprefix('Value error, ')}."
     if key not in fields:

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from align.errors import AlignError, DataError, RecipeError
-from align.types import PAIR_KINDS, Logps, Pair, PairInputs, at_least_float32
+from align.types import PAIR_KINDS, ROLES, Logps, Pair, PairInputs, at_least_float32
 
 SIDES = ("chosen", "rejected")
-ROLES = ("reference", "previous", "earlier", "guide", "anchor")
 COLUMNS = ("score", "preference", "token_weight", "pair_kind")
 
 

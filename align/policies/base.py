@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from align.records import Completion, Message, Prompt, Text
+from align.data.completions import Completion
+from align.data.messages import Message, Text
+from align.data.prompts import Prompt
 
 if TYPE_CHECKING:
     from align.forest.rows import TokenRow

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align.errors import RecipeError
-from align.loops.caller import CachedCaller
-from align.loops.server import Call, Unanswered
 from align.policies.base import Sampling, stream_seed
 from align.policies.local_tokens import LocalTokens, check_room, ids_of
 from align.policies.shown import NO_LOGPS, Shown, shown_id, shown_of, trouble
 from align.policies.writer import Draw, Drawn, Finish, NoAnswer, OptionMass, Stem
+from align.servers.caller import CachedCaller
+from align.servers.server import Call, Unanswered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

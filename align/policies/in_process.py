@@ -1,38 +1,33 @@
 """Any causal language model of transformers, in this process.
 
 Each prompt is read once, whatever the number of samples: its key-value cache is repeated, and rows
-that have ended leave the batch. Every draw is the inverse of the cumulative distribution at a
-uniform number that belongs to (seed, prompt id, sample index, step) and to nothing else, so a
-sample does not depend on which rows share its batch, save where two batches round a probability
-apart across the very edge that the number falls on: about once in 10^6 tokens in float32, often in
-bfloat16. The same call on the same machine gives the same samples in every dtype.
+that have ended leave the batch. The uniform number of every draw belongs to (seed, prompt id,
+sample index, step) and to nothing else; see `align.policies.sampling` for what that means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from align.data.completions import Completion
+from align.data.prompts import Prompt
 from align.forest import TokenRow, score_rows
 from align.policies.base import Capabilities, Failed, Sampling, sample_seed
-from align.policies.drawing import draw
-from align.policies.loaded import LoadedModel, Reading, uniforms
+from align.policies.loaded import LoadedModel, evaluating
 from align.policies.prompting import Begun, End, Ends, Prompting
-from align.records import Completion, Prompt
+from align.policies.reading import Reading
+from align.policies.sampling import draw, steps, uniforms
+from align.tokens.vision.columns import Shown
+from align.tokens.vision.pixels import pictures_of
 from align.types import Logps
-from align.vision.columns import Shown
-from align.vision.pixels import pictures_of
-from align.worlds.generation import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-
-# Ended rows leave the batch once they are one of so many: leaving copies the cache.
-LEAVING = 8
 
 
 @dataclass
@@ -148,21 +143,11 @@ class InProcessPolicy:
         numbers = list(dict.fromkeys(row.prompt for row in batch))
         copies = [len(batch) // len(numbers)] * len(numbers)
         prompts = [begun.ids[number] for number in numbers]
-        reading = Reading(self._loaded, prompts, copies, self._pictures(asked, numbers))
-        going = list(range(len(batch)))
-        for step in range(sampling.max_new_tokens):
-            token = draw(reading.logits, uniform[going, step], sampling)
-            for at, drawn in zip(going, token.tolist(), strict=True):
-                self._append(batch[at], drawn, ends, begun)
-            left = [k for k, at in enumerate(going) if batch[at].end is None]
-            if not left or step + 1 == sampling.max_new_tokens:
-                return
-            if (len(going) - len(left)) * LEAVING >= len(going) and reading.can_select:
-                going = [going[k] for k in left]
-                keep = torch.tensor(left, device=token.device)
-                reading.select(keep)
-                token = token[keep]
-            reading.go_on(token)
+        reading = Reading(self.model, prompts, copies, self._pictures(asked, numbers))
+        choose = partial(draw, sampling=sampling)
+        for step in steps(reading, uniform, choose, lambda k: batch[k].end is None):
+            for k, i in zip(step.rows, step.ids, strict=True):
+                self._append(batch[k], i, ends, begun)
 
     def _pictures(self, asked: Sequence[Prompt], numbers: Sequence[int]) -> Any:
         """What `Reading` asks for; None where no prompt shows a picture."""
@@ -171,8 +156,6 @@ class InProcessPolicy:
         return found and (lambda ids: found(range(len(shown)), ids))
 
     def _append(self, row: _Row, drawn: int, ends: Ends, begun: Begun) -> None:
-        if row.end is not None:
-            return
         if drawn in ends.whole:
             row.end = "end"
         elif drawn in ends.control:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from align.data.messages import Text
 from align.policies.prompting import Prompting
 from align.policies.writer import Stem
-from align.records import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,12 +10,13 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from align.data.completions import Completion
+from align.data.images import content_of, data_uri
+from align.data.prompts import Prompt
 from align.errors import RecipeError
-from align.loops.caller import CachedCaller
-from align.loops.server import Call, Reply, Unanswered, no_text
 from align.policies.base import Capabilities, Failed, Sampling, completion_of, sample_seed
-from align.records import Completion, Prompt
-from align.vision.refs import content_of, data_uri
+from align.servers.caller import CachedCaller
+from align.servers.server import Call, Reply, Unanswered, no_text
 
 if TYPE_CHECKING:
     from align.forest.rows import TokenRow

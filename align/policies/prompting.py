@@ -1,7 +1,7 @@
 """From rows to token ids and back, as an engine needs it that draws tokens itself.
 
-The ids are the ones that training on the same rows makes (`align.tokens`): a policy continues what
-it was trained on, and what it writes is trained on as it stood.
+The ids are the ones that training on the same rows makes (`align.tokens.encoder`): a policy
+continues what it was trained on, and what it writes is trained on as it stood.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
 
+from align.data.completions import Completion
+from align.data.images import ImageRef
+from align.data.messages import Message, Text
+from align.data.pairs import PreferencePair
+from align.data.problems import RowProblem
+from align.data.prompts import Prompt
+from align.data.row_policy import RowPolicy
 from align.errors import RecipeError
 from align.forest.rows import TokenRow
 from align.policies.base import Failed, Sampling, completion_of
-from align.records import (
-    Completion,
-    ImageRef,
-    Message,
-    PreferencePair,
-    Prompt,
-    RowPolicy,
-    RowProblem,
-    Text,
-)
-from align.tokens import encoder_of
+from align.tokens.encoding import encoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.loops.server import Call, Reply, Unanswered
+from align.servers.server import Call, Reply, Unanswered
 
 NO_LOGPS = "the server gives no log-probs of its tokens"
 # How vLLM writes a token under `return_tokens_as_token_ids`.

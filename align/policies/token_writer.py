@@ -1,9 +1,9 @@
 """Any causal language model of transformers as a writer: tokens in, tokens and log-probs out.
 
-Each stem is read once for all its samples, and rows that have ended leave the batch. Every draw is
-the inverse of the cumulative distribution at a uniform number that belongs to (seed, key of the
-stem, sample index, step) and to nothing else; see `align.policies.in_process` for what rounding may
-change. Log-probs come from the same forward passes as the draws.
+Each stem is read once for all its samples, and rows that have ended leave the batch. The uniform
+number of every draw belongs to (seed, key of the stem, sample index, step) and to nothing else; see
+`align.policies.sampling` for what that means. Log-probs come from the same forward passes as the
+draws.
 
 Control tokens that end no answer, and rows of the embedding without a token, are never drawn: no
 text spells them. Their probability stays in the log-probs, which are the model's own.
@@ -22,13 +22,12 @@ from align.forest import PADDED, Backend, TokenRow, choose_backend, score_rows
 from align.forest.attention import attending
 from align.forest.model import add_edge_head, read_pack
 from align.policies.base import Sampling, stream_seed
-from align.policies.drawing import draw
-from align.policies.in_process import LEAVING
-from align.policies.loaded import LoadedModel, Reading, uniforms
+from align.policies.loaded import LoadedModel, evaluating
 from align.policies.local_tokens import LocalTokens, check_room, ids_of
+from align.policies.reading import Reading
+from align.policies.sampling import draw, runs_of, steps, uniforms
 from align.policies.writer import Draw, Drawn, Finish, NoAnswer, OptionMass, Stem
 from align.types import Logps, at_least_float32
-from align.worlds.generation import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -189,7 +188,7 @@ class InProcessWriter(LocalTokens):
             for start in range(0, len(order), self.rows):
                 batch = order[start : start + self.rows]
                 prompts = [ids_of(stems[k]) for k in batch]
-                logits = Reading(self._loaded, prompts, [1] * len(batch)).logits
+                logits = Reading(self.model, prompts, [1] * len(batch)).logits
                 p = at_least_float32(logits).softmax(dim=1)
                 mass = {name: p[:, i].sum(dim=1).clamp(max=1.0).tolist() for name, i in ids.items()}
                 for place, k in enumerate(batch):
@@ -213,36 +212,18 @@ class InProcessWriter(LocalTokens):
 
     def _continue(self, batch: list[_Row], seed: int) -> None:
         """Draws every row of `batch` to its end."""
-        steps = max(row.sampling.max_new_tokens for row in batch)
         seeds = [stream_seed(seed, row.stem.key, row.sample) for row in batch]
-        uniform = uniforms(seeds, steps).to(self.model.device)
-        prompts: list[tuple[int, ...]] = []
-        copies: list[int] = []
-        for row in batch:
-            if not prompts or prompts[-1] != ids_of(row.stem):
-                prompts.append(ids_of(row.stem))
-                copies.append(0)
-            copies[-1] += 1
-        reading = Reading(self._loaded, prompts, copies)
+        most = max(row.sampling.max_new_tokens for row in batch)
+        uniform = uniforms(seeds, most).to(self.model.device)
+        reading = Reading(self.model, *runs_of([ids_of(row.stem) for row in batch]))
         spelled = self._spelled(reading.logits)
-        going = list(range(len(batch)))
-        for step in range(steps):
-            logits = at_least_float32(reading.logits)
-            token = draw(
-                logits.masked_fill(~spelled, -torch.inf), uniform[going, step], batch[0].sampling
-            )
-            logps = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=1)
-            for at, i, logp in zip(going, token.tolist(), logps.tolist(), strict=True):
-                self._append(batch[at], i, logp)
-            left = [k for k, at in enumerate(going) if batch[at].finish is None]
-            if not left:
-                return
-            if (len(going) - len(left)) * LEAVING >= len(going) and reading.can_select:
-                going = [going[k] for k in left]
-                keep = torch.tensor(left, device=token.device)
-                reading.select(keep)
-                token = token[keep]
-            reading.go_on(token)
+
+        def choose(logits: Tensor, uniform: Tensor) -> Tensor:
+            return draw(logits.masked_fill(~spelled, -torch.inf), uniform, batch[0].sampling)
+
+        for step in steps(reading, uniform, choose, lambda k: batch[k].finish is None):
+            for k, i, logp in zip(step.rows, step.ids, step.logps(), strict=True):
+                self._append(batch[k], i, logp)
 
     def _spelled(self, logits: Tensor) -> Tensor:
         """[V] bool: tokens that may be drawn."""
@@ -254,8 +235,6 @@ class InProcessWriter(LocalTokens):
         return self._may_draw
 
     def _append(self, row: _Row, i: int, logp: float) -> None:
-        if row.finish is not None:
-            return
         row.ids.append(i)
         row.logps.append(logp)
         stop = row.sampling.stop

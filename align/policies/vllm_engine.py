@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.data.completions import Completion
+from align.data.prompts import Prompt
 from align.errors import RecipeError
 from align.forest.rows import TokenRow
-from align.manifest import file_digest
 from align.policies.base import Capabilities, Failed, Sampling, sample_seed
 from align.policies.prompting import Begun, End, Ends, Prompting
-from align.records import Completion, Prompt
 from align.reference import digest, tokenizer_digest
+from align.runs.manifest import file_digest
 
 if TYPE_CHECKING:
     from align.types import Logps

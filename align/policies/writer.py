@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from align.data.messages import Text
 from align.policies.base import Sampling
-from align.records import Text
 
 Finish = Literal["end", "stop", "length"]
 

@@ -8,14 +8,15 @@ line. Keys of `model` and `train` are those of TRL 1.16 (`ModelConfig`, `DPOConf
 datasets.
 """
 
+from align.policies.model import Model
 from align.recipe.data_recipe import DataRecipe, Workers
 from align.recipe.eval_recipe import EvalRecipe
 from align.recipe.explaining import explain
 from align.recipe.loading import (
     USUAL_LEARNING_RATE,
     USUAL_LEARNING_RATE_LORA,
+    code_named,
     kind_of,
-    load_any,
     load_data_recipe,
     load_eval_recipe,
     load_recipe,
@@ -23,30 +24,23 @@ from align.recipe.loading import (
 )
 from align.recipe.refused import REFUSED
 from align.recipe.sections import (
-    ROLES,
     SECTIONS,
-    WORLD_MODELS,
-    WORLD_PAIRS,
     Data,
     Evaluate,
     Hub,
-    Model,
     Prompts,
     Recipe,
     Roles,
     Sample,
 )
 from align.recipe.train import Optimizer, Scheduler, Train
-from align.recipe.writing import recipe_key, resolved_yaml
+from align.recipe.writing import default_run, recipe_key, resolved_yaml
 
 __all__ = [
     "REFUSED",
-    "ROLES",
     "SECTIONS",
     "USUAL_LEARNING_RATE",
     "USUAL_LEARNING_RATE_LORA",
-    "WORLD_MODELS",
-    "WORLD_PAIRS",
     "Data",
     "DataRecipe",
     "EvalRecipe",
@@ -61,9 +55,10 @@ __all__ = [
     "Scheduler",
     "Train",
     "Workers",
+    "code_named",
+    "default_run",
     "explain",
     "kind_of",
-    "load_any",
     "load_data_recipe",
     "load_eval_recipe",
     "load_recipe",

@@ -9,20 +9,25 @@ from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from align.recipe.base import Conflict, KeyPath
+from align import registry
+from align.built_in import Kind
+from align.errors import RecipeError
+from align.nearest import did_you_mean
+from align.node import Conflict, KeyPath, Node
 from align.recipe.data_recipe import DATA_SECTIONS, DataRecipe
 from align.recipe.eval_recipe import EVAL_PLAIN, EVAL_SECTIONS, EvalRecipe
 from align.recipe.reading import UNREADABLE, Draft
 from align.recipe.schemas import (
     LISTS,
+    SUITE,
     choices_of,
     expected_in_words,
     model_at,
     schema_at,
     schema_of,
 )
-from align.recipe.sections import OBJECTIVES, SECTIONS, Recipe
-from align.recipe.suggestions import did_you_mean, unknown_key
+from align.recipe.sections import SECTIONS, Recipe
+from align.recipe.suggestions import unknown_key
 from align.recipe.yaml_rules import TAG, as_yaml, plain_tag
 
 
@@ -30,12 +35,11 @@ def build(draft: Draft) -> Recipe | None:
     """The recipe, where every section is right; else what is wrong goes into the draft."""
     optional = ("prompts",)
     parts = _built_sections(draft, SECTIONS, _needed(draft), optional, [*Recipe.model_fields])
-    stages, evaluations = _built_list(draft, "each_round"), _built_list(draft, "evaluations")
+    stages = _built_list(draft, "each_round")
     rounds = _rounds(draft)
-    if parts is None or stages is None or evaluations is None or rounds == 0:
+    if parts is None or stages is None or rounds == 0:
         return None
-    lists = {"each_round": stages, "evaluations": evaluations}
-    return _whole(draft, Recipe, {**parts, "rounds": rounds, **lists})
+    return _whole(draft, Recipe, {**parts, "rounds": rounds, "each_round": stages})
 
 
 def build_data(draft: Draft) -> DataRecipe | None:
@@ -57,16 +61,15 @@ def build_data(draft: Draft) -> DataRecipe | None:
 
 def build_eval(draft: Draft) -> EvalRecipe | None:
     """The recipe of evaluations, where all of it is right; else the draft says what is wrong."""
-    for key in ("train", "roles", "data", "prompts", "each_round", "build", "evaluate", "keep"):
+    for key in ("train", "roles", "data", "prompts", "each_round", "build", "keep"):
         if draft.values.pop(key, None) is not None:
             draft.add((key,), "a recipe of evaluations alone does not read it; take it out")
     keys = [*EvalRecipe.model_fields]
     parts = _built_sections(draft, EVAL_SECTIONS, ("model",), ("server",), keys)
-    evaluations = _built_list(draft, "evaluations")
-    if parts is None or evaluations is None:
+    if parts is None:
         return None
-    plain = {key: draft.values[key] for key in EVAL_PLAIN[1:] if key in draft.values}
-    return _whole(draft, EvalRecipe, {**parts, **plain, "evaluations": evaluations})
+    plain = {key: draft.values[key] for key in EVAL_PLAIN if key in draft.values}
+    return _whole(draft, EvalRecipe, {**parts, **plain})
 
 
 R = TypeVar("R", bound=BaseModel)
@@ -78,7 +81,7 @@ def _whole(draft: Draft, root: type[R], parts: dict[str, Any]) -> R | None:
     except ValidationError as error:
         for fault in error.errors():
             if fault["type"] != "conflict":
-                _tell(draft, (str(fault["loc"][0]),), cast("Mapping[str, Any]", fault), "")
+                _tell(draft, (str(fault["loc"][0]),), cast("Mapping[str, Any]", fault), None)
                 continue
             for key, text in cast("list[Conflict]", fault["ctx"]["conflicts"]):  # type: ignore[typeddict-item]
                 draft.add(tuple(key.split(".")), text)
@@ -95,7 +98,7 @@ def _built_sections(
     """The sections, or None where one is wrong."""
     for key in draft.values:
         if key not in keys:
-            draft.add((key,), unknown_key((key,), ""))
+            draft.add((key,), unknown_key((key,), None))
     parts: dict[str, Any] = {}
     complete = True
     for section in sections:
@@ -109,8 +112,10 @@ def _built_sections(
             draft.add((section,), f"found {found}, expected a mapping; write its keys below it")
         elif section == "objective":
             parts[section] = _built_objective(draft, cast("dict[str, Any]", node))
+        elif section == "evaluate":
+            parts[section] = _built_evaluate(draft, cast("dict[str, Any]", node or {}))
         else:
-            model = model_at((section,), "")
+            model = model_at((section,), None)
             assert model is not None
             parts[section] = _built(draft, (section,), model, cast("dict[str, Any]", node or {}))
         complete = complete and parts.get(section) is not None
@@ -140,22 +145,54 @@ def _built_list(draft: Draft, key: str) -> tuple[BaseModel, ...] | None:
         found = as_yaml(node)
         draft.add((key,), f"found {found}; write a list, `- {{run: {next(iter(LISTS[key]))}}}`")
         return None
-    built: list[BaseModel | None] = []
-    known = LISTS[key]
-    for i, stage in enumerate(cast("list[Any]", node)):
-        path = (key, str(i))
-        name: Any = cast("dict[str, Any]", stage).get("run") if isinstance(stage, dict) else None
-        if name is None:
-            draft.add(path, f"is no stage; write `- {{run: {next(iter(known))}}}`, with its keys")
-        elif name not in known:
-            hint = did_you_mean(str(name), list(known))
-            names = ", ".join(known)
-            draft.add((*path, "run"), f"no stage {as_yaml(name)}{hint}; there are {names}")
-        else:
-            built.append(_built(draft, path, known[name], cast("dict[str, Any]", stage)))
-            continue
-        built.append(None)
+    items = enumerate(cast("list[Any]", node))
+    built = [_built_item(draft, (key, str(i)), LISTS[key], item) for i, item in items]
     return None if None in built else tuple(stage for stage in built if stage is not None)
+
+
+def _built_item(draft: Draft, path: KeyPath, kind: Kind, node: Any) -> BaseModel | None:
+    """An item of a list of nodes, of the class that its `run` names."""
+    written = cast("dict[str, Any]", node) if isinstance(node, dict) else {}
+    name = written.get("run")
+    if name is None:
+        first = next(iter(registry.names(kind)))
+        text = f"is no {kind}: found {as_yaml(node)}; write `- {{run: {first}}}`, with its keys"
+        draft.add(path, text)
+        return None
+    if name == UNREADABLE:
+        return None
+    found = _class_of(draft, (*path, "run"), kind, name, written)
+    return found and _built(draft, path, found, written)
+
+
+def _built_evaluate(draft: Draft, node: dict[str, Any]) -> BaseModel | None:
+    """The section; what is wrong with a node of its suite is told by that node's class."""
+    model = model_at(SUITE[:1], None)
+    assert model is not None
+    suite: Any = node.get(SUITE[1])
+    items = enumerate(cast("list[Any]", suite) if isinstance(suite, list) else ())
+    nodes = [
+        _built_item(draft, (*SUITE, str(i)), "evaluation", item)
+        for i, item in items
+        if isinstance(item, dict)
+    ]
+    if None not in nodes:
+        return _built(draft, SUITE[:1], model, node)
+    _built(draft, SUITE[:1], model, {key: node[key] for key in node if key != SUITE[1]})
+    return None
+
+
+def _class_of(
+    draft: Draft, path: KeyPath, kind: Kind, name: Any, node: Mapping[str, Any]
+) -> type[BaseModel] | None:
+    """The class whose keys stand beside a name; None where nothing has the name."""
+    try:
+        found = registry.node(kind, str(name))
+        # A key within may name more code, whose keys stand beside it too.
+        return found.class_for(node) if issubclass(found, Node) else found
+    except RecipeError as error:
+        draft.add(path, str(error))
+        return None
 
 
 _EXAMPLES = {
@@ -170,21 +207,18 @@ def _built_objective(draft: Draft, node: dict[str, Any]) -> BaseModel | None:
     if name is None:
         draft.add(("objective",), f"`name` is missing; write {_EXAMPLES['objective']}")
         return None
-    if not isinstance(name, str) or name not in OBJECTIVES:
-        if name != UNREADABLE:
-            hint = did_you_mean(str(name), list(OBJECTIVES))
-            known = ", ".join(sorted(OBJECTIVES))
-            draft.add(
-                ("objective", "name"), f"no objective {as_yaml(name)}{hint}; there are {known}"
-            )
+    if name == UNREADABLE:
+        return None
+    model = _class_of(draft, ("objective", "name"), "objective", name, node)
+    if model is None:
         return None
     # Objective refuses a boolean for the section as a whole, which would hide its other faults.
-    model, rest = OBJECTIVES[name], dict[str, Any]()
+    rest = dict[str, Any]()
     for key, value in node.items():
         schema = schema_of(model)["properties"].get(key, {})
         if isinstance(value, bool) and schema.get("type") == "number":
             fault = {"input": value, "type": "float_type"}
-            _tell(draft, ("objective", key), fault, name)
+            _tell(draft, ("objective", key), fault, model)
         else:
             rest[key] = value
     built = _built(draft, ("objective",), model, rest)
@@ -198,11 +232,8 @@ def _built(
     try:
         return model.model_validate_json(json.dumps(node), strict=True)
     except ValidationError as error:
-        objective = ""
-        if path == ("objective",):
-            objective = str(node.get("name"))
-        elif path[0] in LISTS:
-            objective = str(node.get("run"))
+        is_named = path == ("objective",) or path[0] in LISTS or path[:2] == SUITE
+        found = model if is_named else None
         told: set[KeyPath] = set()
         for fault in error.errors():
             if fault["type"] == "conflict":
@@ -213,7 +244,7 @@ def _built(
             # A union reports a fault per member, all at one key or below it.
             if not any(key[:end] in told for end in range(len(path) + 1, len(key) + 1)):
                 told.add(key)
-                _tell(draft, key, cast("Mapping[str, Any]", fault), objective)
+                _tell(draft, key, cast("Mapping[str, Any]", fault), found)
         return None
 
 
@@ -231,14 +262,19 @@ def _written_part(loc: tuple[int | str, ...], node: Any, missing: bool) -> KeyPa
     return tuple(path)
 
 
-def _tell(draft: Draft, path: KeyPath, fault: Mapping[str, Any], objective: str) -> None:
+def _tell(
+    draft: Draft, path: KeyPath, fault: Mapping[str, Any], found: type[BaseModel] | None
+) -> None:
     value, kind = fault["input"], fault["type"]
     if kind == "default_factory_not_called" or value == UNREADABLE:
         return
     if kind == "extra_forbidden":
-        draft.add(path, unknown_key(path, objective))
+        draft.add(path, unknown_key(path, found))
         return
-    schema = schema_at(path, objective)
+    if kind in ("unnamed", "unknown_name"):
+        draft.add(path, str(fault["msg"]))
+        return
+    schema = schema_at(path, found)
     expected = expected_in_words(schema) if schema is not None else "another value"
     if kind == "missing":
         draft.add(path, f"is missing; write {expected}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from align.recipe.base import Conflict, Section
-from align.recipe.sections import Data, Hub, Model, Prompts
-from align.recipe.stages import AnyStage
+from align.loops.stage import StageNode
+from align.node import Conflict, Node
+from align.policies.model import Model
+from align.recipe.sections import Data, Hub, Prompts
+from align.unions import Named
 
 
-class Workers(Section):
+class Workers(Node):
     """Who works on the chunks of a pipeline; the rows are the same whoever does."""
 
     engine: Literal["local", "ray"] = "local"
@@ -30,7 +32,7 @@ class Workers(Section):
                 yield key, "only `engine: ray` reads it; take it out"
 
 
-class DataRecipe(Section):
+class DataRecipe(Node):
     """One data set, complete: what `align data build` reads and writes back as recipe.yaml."""
 
     model: Model
@@ -39,7 +41,7 @@ class DataRecipe(Section):
     """What to do with rows that cannot be used; for pipelines that read pairs, also the pairs."""
     prompts: Prompts | None = None
     """What the policy is asked."""
-    build: tuple[AnyStage, ...] = Field(min_length=1)
+    build: tuple[Annotated[StageNode, Named("stage")], ...] = Field(min_length=1)
     """The stages, in order; the last ones must leave pairs."""
     work: Workers = Workers()
     """Who works on the chunks of a pipeline."""
@@ -49,18 +51,18 @@ class DataRecipe(Section):
     """Where the data set is pushed."""
 
     @property
-    def each_round(self) -> tuple[AnyStage, ...]:
+    def each_round(self) -> tuple[Annotated[StageNode, Named("stage")], ...]:
         """The stages, as a loop of one round calls them."""
         return self.build
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
         for i, stage in enumerate(self.build):
-            if stage.run in ("train", "evaluate", "on_policy_alignment"):
+            if stage.trains:
                 yield (
                     f"build.{i}.run",
                     f"{stage.run} makes no data; write it under each_round of a loop",
                 )
-        if self.prompts is None and any(stage.run != "select" for stage in self.build):
+        if self.prompts is None and any(s.needs_prompts for s in self.build):
             yield "prompts", "is missing; write `prompts: {source: <file>}`"
 
 

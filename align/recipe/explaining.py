@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from align.errors import RecipeError
-from align.recipe.base import KeyPath, Section
+from align.nearest import did_you_mean
+from align.node import KeyPath, Node
 from align.recipe.data_recipe import DataRecipe
 from align.recipe.eval_recipe import EvalRecipe
 from align.recipe.refused import REFUSED
@@ -13,14 +14,15 @@ from align.recipe.schemas import (
     description_of,
     expected_in_words,
     model_at,
+    objectives,
     ordered_fields,
     schema_of,
 )
-from align.recipe.sections import OBJECTIVES, Recipe
-from align.recipe.suggestions import did_you_mean, nearest_key
+from align.recipe.sections import Recipe
+from align.recipe.suggestions import nearest_key
 from align.recipe.yaml_rules import as_yaml
 
-OTHERS: dict[type[Section], str] = {DataRecipe: "align data build", EvalRecipe: "align eval"}
+OTHERS: dict[type[Node], str] = {DataRecipe: "align data build", EvalRecipe: "align eval"}
 
 
 def explain(key: str = "") -> str:
@@ -49,11 +51,11 @@ def explain(key: str = "") -> str:
         return _explain_objective(key, path)
     others = [root for root in OTHERS if path[0] in root.model_fields]
     is_of_others = len(path) == 1 and path[0] not in Recipe.model_fields and others
-    model = others[0] if is_of_others else model_at(path[:-1], "")
+    model = others[0] if is_of_others else model_at(path[:-1], None)
     if model is None or path[-1] not in model.model_fields:
-        suggestion = nearest_key(path, "")
+        suggestion = nearest_key(path, None)
         raise RecipeError(f"{key}: no such key{suggestion}")
-    inner = model_at(path, "")
+    inner = model_at(path, None)
     if inner is not None:
         lines = [
             f"{key}: {description_of(model, path[-1])}",
@@ -66,24 +68,24 @@ def explain(key: str = "") -> str:
 def _explain_objective(key: str, path: KeyPath) -> str:
     if len(path) == 1:
         lines = [f"{key}: {description_of(Recipe, 'objective')}"]
-        for name, model in OBJECTIVES.items():
+        for name, model in objectives().items():
             fields = ", ".join(field for field in model.model_fields if field != "name")
             lines.append(f"  {name}({fields}): {(model.__doc__ or '').strip().splitlines()[0]}")
         return "\n".join(lines)
-    if len(path) == 2 and path[-1] in OBJECTIVES:
-        model = OBJECTIVES[path[-1]]
+    if len(path) == 2 and path[-1] in objectives():
+        model = objectives()[path[-1]]
         lines = [f"objective {{name: {path[-1]}}}: {(model.__doc__ or '').strip()}"]
         for name in model.model_fields:
             if name != "name":
                 lines += _explained(f"objective.{name}", model, name)
         return "\n".join(lines)
     field_name = path[-1]
-    having = {name: m for name, m in OBJECTIVES.items() if field_name in m.model_fields}
+    having = {name: m for name, m in objectives().items() if field_name in m.model_fields}
     if len(path) > 2 or not having:
-        known = sorted({field for model in OBJECTIVES.values() for field in model.model_fields})
+        known = sorted({field for model in objectives().values() for field in model.model_fields})
         raise RecipeError(f"{key}: no such key{did_you_mean(field_name, known, 'objective.')}")
     if field_name == "name":
-        return f"{key}: the formula\n  one of {', '.join(sorted(OBJECTIVES))}\n  must be given"
+        return f"{key}: the formula\n  one of {', '.join(sorted(objectives()))}\n  must be given"
     lines: list[str] = []
     for name, model in having.items():
         lines += _explained(f"objective.{field_name} of {name}", model, field_name)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from align.errors import RecipeError
-from align.recipe.base import Section
+from align.policies.model import Model
 from align.recipe.building import build, build_data, build_eval
 from align.recipe.data_recipe import DataRecipe
 from align.recipe.eval_recipe import EvalRecipe
+from align.recipe.own_code import own_words
 from align.recipe.reading import Draft, apply_override, position_of, read_draft
-from align.recipe.sections import Model, Recipe
+from align.recipe.sections import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -85,23 +86,13 @@ def kind_of(path: str | Path, overrides: Sequence[str] = ()) -> Kind:
     return _kind(_draft(path, overrides))
 
 
-def load_any(path: str | Path, overrides: Sequence[str] = ()) -> Section:
-    """Read and check a recipe of any kind.
+def code_named(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The words of a recipe that name code of its writer's own; none of it is run.
 
     Raises:
-        RecipeError: everything wrong with the file and the overrides, one line each.
+        RecipeError: it cannot be read as one YAML mapping.
     """
-    match kind_of(path, overrides):
-        case "train":
-            return load_recipe(path, overrides)
-        case "data":
-            return load_data_recipe(path, overrides)
-        case "eval":
-            return load_eval_recipe(path, overrides)
-        case "diffusion":
-            from align.recipe.diffusion_loading import load_diffusion_recipe
-
-            return load_diffusion_recipe(path, overrides)
+    return list(dict.fromkeys(own_words(_draft(path, overrides).values)))
 
 
 def load_eval_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvalRecipe:
@@ -113,9 +104,9 @@ def load_eval_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvalRec
     draft = _draft(path, overrides)
     if _kind(draft) != "eval":
         raise RecipeError(
-            f"{draft.file}:1: nothing but a model and `evaluations` stands in a recipe for "
-            "`align eval`; write `evaluations: [{run: tasks, tasks: [sums]}]`, and take out what "
-            "trains."
+            f"{draft.file}:1: nothing but a model and `evaluate` stands in a recipe for "
+            "`align eval`; write `evaluate: {suite: [{run: tasks, tasks: [sums]}]}`, and take out "
+            "what trains."
         )
     recipe = build_eval(draft)
     _refuse(draft)
@@ -131,7 +122,8 @@ def _kind(draft: Draft) -> Kind:
         return "train"
     if "build" in draft.values:
         return "data"
-    return "eval" if "evaluations" in draft.values else "train"
+    is_eval = "evaluate" in draft.values and not {"train", "rounds", "roles"} & {*draft.values}
+    return "eval" if is_eval else "train"
 
 
 def _draft(path: str | Path, overrides: Sequence[str]) -> Draft:

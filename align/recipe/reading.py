@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import yaml
 
+from align import registry
 from align.errors import RecipeError
-from align.recipe.base import KeyPath
-from align.recipe.sections import OBJECTIVES
+from align.node import KeyPath
 from align.recipe.yaml_rules import TAG, compose
 
 
@@ -217,10 +217,11 @@ def apply_override(draft: Draft, override: str) -> None:
 def _drop_old_formula(draft: Draft, name: str) -> None:
     """Take out the file's fields of another formula that the new one does not have."""
     node = draft.values.get("objective")
-    if not isinstance(node, dict) or name not in OBJECTIVES:
+    if not isinstance(node, dict) or name not in registry.names("objective"):
         return
     objective = cast("dict[str, Any]", node)
-    for key in [key for key in objective if key not in OBJECTIVES[name].model_fields]:
+    fields = registry.node("objective", name).model_fields
+    for key in [key for key in objective if key not in fields]:
         if not draft.where(("objective", key)).startswith("override"):
             draft.notices.append(
                 f"objective.{key}: left out; {name}, which an override names, has no such field"

@@ -107,6 +107,7 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     "hub": {"token": "secrets do not stand in recipes; log in once with `hf auth login`"},
     "": {
         "reward": "objectives read scores from the data's columns; take it out",
+        "evaluations": "there is one list; write `evaluate: {suite: [{run: alpaca_eval, ...}]}`",
     },
 }
 # What people call a key elsewhere, where the spelling is too far away to be found by letters.

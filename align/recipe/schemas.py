@@ -9,20 +9,24 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from align.recipe.base import KeyPath, Section
+from align import registry
+from align.built_in import Kind
+from align.node import KeyPath, Node
 from align.recipe.data_recipe import DataRecipe
 from align.recipe.eval_recipe import EvalRecipe
-from align.recipe.evaluations import EVALUATIONS
-from align.recipe.sections import OBJECTIVES, Recipe
-from align.recipe.stages import STAGES
+from align.recipe.sections import Recipe
 
-# Keys of a recipe that hold a list of nodes, each with a `run`.
-LISTS: dict[str, dict[str, type[Section]]] = {
-    "each_round": STAGES,
-    "build": STAGES,
-    "evaluations": EVALUATIONS,
-}
-ROOTS: tuple[type[Section], ...] = (Recipe, DataRecipe, EvalRecipe)
+# Keys of a recipe that hold a list of nodes, and of what kind these are.
+LISTS: dict[str, Kind] = {"each_round": "stage", "build": "stage"}
+SUITE: KeyPath = ("evaluate", "suite")
+"""The list in which words stand too."""
+ROOTS: tuple[type[Node], ...] = (Recipe, DataRecipe, EvalRecipe)
+
+
+@functools.cache
+def objectives() -> dict[str, type[BaseModel]]:
+    """Name -> class, of every formula that needs no path."""
+    return {name: registry.node("objective", name) for name in registry.names("objective")}
 
 
 @functools.cache
@@ -31,22 +35,24 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     return model.model_json_schema()
 
 
-def model_at(path: KeyPath, variant: str) -> type[BaseModel] | None:
+def model_at(path: KeyPath, found: type[BaseModel] | None) -> type[BaseModel] | None:
     """The model whose fields are the keys at a path; None where a path holds a value.
 
     Args:
         path: dotted path, split.
-        variant: which objective, or which stage of a loop, stands there.
+        found: the class of the node that stands there, of an objective or an item of a list.
     """
     if not path:
         return Recipe
     if path[0] == "objective":
-        return OBJECTIVES.get(variant) if len(path) == 1 else None
+        return found if len(path) == 1 else None
     model: Any = next((root for root in ROOTS if path[0] in root.model_fields), Recipe)
     if path[0] in LISTS:
-        if len(path) < 2 or variant not in LISTS[path[0]]:
+        if len(path) < 2 or found is None:
             return None
-        model, path = LISTS[path[0]][variant], path[2:]
+        model, path = found, path[2:]
+    elif path[:2] == SUITE and len(path) > 2 and found is not None:
+        model, path = found, path[3:]
     for part in path:
         if part not in model.model_fields:
             return None
@@ -62,10 +68,10 @@ def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def schema_at(path: KeyPath, variant: str) -> dict[str, Any] | None:
+def schema_at(path: KeyPath, found: type[BaseModel] | None) -> dict[str, Any] | None:
     """The JSON schema of a key, or of an item of a list at a key."""
     for end in range(len(path) - 1, 0, -1):
-        model = model_at(path[:end], variant)
+        model = model_at(path[:end], found)
         if model is not None:
             schema = schema_of(model)["properties"].get(path[end])
             if schema is None or end + 1 == len(path):

@@ -4,95 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import Field, ValidationError
 
+from align import registry
+from align.built_in import BUILT_IN
+from align.data.row_policy import RowPolicy
+from align.errors import RecipeError
+from align.evaluation import Benchmark, EvaluationNode, Measurement
 from align.loops.retention import Retention
-from align.objectives import AnyObjective
-from align.recipe.base import Conflict, Section
-from align.recipe.evaluations import AnyEvaluation
-from align.recipe.stages import AnyStage
+from align.loops.stage import StageNode
+from align.nearest import nearest
+from align.node import Conflict, Node
+from align.objectives import Objective
+from align.policies.model import Model
 from align.recipe.train import Train
-from align.records import RowPolicy
-
-WORLD_MODELS = ("world:sums", "world:styles", "world:scenes", "world:bytes")
-WORLD_PROMPTS = ("world:sums", "world:styles", "world:scenes")
-WORLD_PAIRS = ("world:sums", "world:styles")
-_COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
+from align.registry import WORLD, is_path, names, no_such_world, unknown
+from align.types import ROLES
+from align.unions import Named, value_of
 
 
-class Model(Section):
-    """The policy that is trained: where it comes from, its precision, its adapter."""
-
-    model_name_or_path: str = Field(min_length=1)
-    """Local folder, Hub id, or a model built in code: world:sums, world:styles, world:scenes,
-    world:bytes."""
-    model_revision: str = Field(default="main", min_length=1)
-    """Branch, tag or commit hash of a Hub model."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """Type the weights are loaded in; auto takes the one they were saved in."""
-    attn_implementation: str = Field(default="auto", min_length=1)
-    """Attention backend: auto, eager, sdpa, flash_attention_2, ..."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model; needs a commit hash or a local folder."""
-    use_peft: bool = False
-    """Train a LoRA adapter in place of all weights."""
-    lora_r: int = Field(default=16, ge=1)
-    """Rank of the adapter."""
-    lora_alpha: int = Field(default=32, ge=1)
-    """Scale of the adapter: lora_alpha / lora_r multiplies its output."""
-    lora_dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the adapter's inputs set to zero while training."""
-    lora_target_modules: tuple[str, ...] | None = None
-    """Names of the layers that get an adapter; null takes peft's choice for the architecture."""
-    lora_target_parameters: tuple[str, ...] | None = None
-    """Names of parameters that get an adapter (experts of a mixture)."""
-    lora_modules_to_save: tuple[str, ...] | None = None
-    """Layers trained in full beside the adapter."""
-    use_rslora: bool = False
-    """Scale the adapter by lora_alpha / sqrt(lora_r)."""
-    use_dora: bool = False
-    """Weight-decomposed LoRA: direction and magnitude apart."""
-    load_in_8bit: bool = False
-    """Load the frozen weights in 8 bits (bitsandbytes); needs use_peft."""
-    load_in_4bit: bool = False
-    """Load the frozen weights in 4 bits (QLoRA, bitsandbytes); needs use_peft."""
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    """The 4-bit number format."""
-    use_bnb_nested_quant: bool = False
-    """Quantise the quantisation constants too: 0.4 bit per weight less."""
-    bnb_4bit_quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] | None = None
-    """Type in which 4-bit weights are stored; FSDP wants that of the other weights."""
-
-    @property
-    def is_world(self) -> bool:
-        """Whether the model is built in code."""
-        return self.model_name_or_path.startswith("world:")
-
-    def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
-        if self.is_world and self.model_name_or_path not in WORLD_MODELS:
-            yield (
-                "model_name_or_path",
-                f"no built-in model {self.model_name_or_path!r}; there are "
-                f"{', '.join(WORLD_MODELS)}",
-            )
-        pinned = _COMMIT_HASH.fullmatch(self.model_revision) is not None
-        if self.trust_remote_code and not pinned and not Path(self.model_name_or_path).is_dir():
-            yield (
-                "trust_remote_code",
-                "code from the Hub runs only from one known commit; write its 40-character hash "
-                "as model.model_revision, or use a local folder",
-            )
-        if self.load_in_4bit and self.load_in_8bit:
-            yield "load_in_8bit", "load_in_4bit is on as well; keep one of the two"
-        for key in ("load_in_4bit", "load_in_8bit"):
-            if getattr(self, key) and not self.use_peft:
-                yield key, "quantised weights cannot be trained; add `use_peft: true`"
-
-
-class Roles(Section):
+class Roles(Node):
     """Which frozen policy stands behind each role of the objective."""
 
     reference: str | None = Field(default=None, min_length=1)
@@ -128,7 +61,6 @@ class Roles(Section):
                 )
 
 
-ROLES: tuple[str, ...] = tuple(Roles.model_fields)
 # Policies that only a loop has.
 ROUND_POLICIES = ("round_start", "previous_round")
 
@@ -141,7 +73,7 @@ def ema_decay(source: str) -> float | None:
     return float(number)
 
 
-class Sample(Section):
+class Sample(Node):
     """How pairs are sampled from a built-in world's start policy."""
 
     prompts: int = Field(default=1024, ge=1)
@@ -162,7 +94,7 @@ def _held_out_without_own_rows(data: Mapping[str, Any]) -> float:
     return 0 if data.get("eval_pairs") is not None else 0.05
 
 
-class Prompts(Section):
+class Prompts(Node):
     """What a loop's policy is asked."""
 
     source: str = Field(min_length=1)
@@ -177,12 +109,11 @@ class Prompts(Section):
     """Seed of a world's prompts and of their order."""
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
-        if self.source.startswith("world:") and self.source not in WORLD_PROMPTS:
-            known = ", ".join(WORLD_PROMPTS)
-            yield "source", f"no world {self.source!r} with prompts; write one of {known}"
+        if (problem := no_such_world(self.source)) is not None:
+            yield "source", problem
 
 
-class Data(Section, RowPolicy):
+class Data(Node, RowPolicy):
     """The preference pairs, and what to do with rows that cannot be used as they are."""
 
     pairs: str | None = Field(default=None, min_length=1)
@@ -191,8 +122,9 @@ class Data(Section, RowPolicy):
     """Split of a Hub data set."""
     revision: str | None = Field(default=None, min_length=1)
     """Branch, tag or commit hash of a Hub data set."""
-    format: Literal["auto", "trl", "hh", "sharegpt"] = "auto"
-    """How the rows are written; auto recognises it."""
+    format: str = Field(default="auto", min_length=1)
+    """How the rows are written: auto (recognises it), trl, hh, sharegpt, or a function of one's own
+    as file.py:function, which makes a row of TRL's columns out of a row."""
     eval_pairs: str | None = Field(default=None, min_length=1)
     """File, folder or Hub id with the rows to evaluate on; replaces held_out."""
     held_out: int | float = Field(default_factory=_held_out_without_own_rows, ge=0)
@@ -205,10 +137,20 @@ class Data(Section, RowPolicy):
     sample: Sample | None = Field(default_factory=_sample_of_a_world)
     """How the pairs of a world are sampled; only for pairs: world:*."""
 
+    @property
+    def reader(self) -> Any:
+        """What reads a row: the name of a built-in format, or a function of the user's own.
+
+        Raises:
+            RecipeError: its code cannot be imported.
+        """
+        is_built_in = self.format in BUILT_IN["reader"]
+        return self.format if is_built_in else registry.find("reader", self.format).value
+
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
         is_world = self.pairs is not None and self.pairs.startswith("world:")
-        if is_world and self.pairs not in WORLD_PAIRS:
-            yield "pairs", f"no world {self.pairs!r}; write one of {', '.join(WORLD_PAIRS)}"
+        if (problem := no_such_world(self.pairs or "")) is not None:
+            yield "pairs", problem
         if is_world and self.sample is None:
             yield "sample", f"{self.pairs} samples its pairs; write `sample: {{}}` for the defaults"
         if not is_world and self.sample is not None:
@@ -216,6 +158,8 @@ class Data(Section, RowPolicy):
                 "sample",
                 "only a world samples its pairs; write `pairs: world:sums`, or take this out",
             )
+        if not is_path(self.format) and self.format not in names("reader"):
+            yield "format", unknown("reader", self.format)
         if isinstance(self.held_out, float) and self.held_out >= 1:
             yield (
                 "held_out",
@@ -228,22 +172,75 @@ class Data(Section, RowPolicy):
             )
 
 
-class Evaluate(Section):
-    """What is measured before and after training."""
+class Evaluate(Node):
+    """What is measured, and on how much."""
 
-    suite: tuple[Literal["preference", "sums", "styles", "scenes"], ...] = ("preference",)
-    """preference (accuracy and margins on the held-out pairs) and names of worlds."""
+    suite: tuple[str | Annotated[EvaluationNode, Named("evaluation")], ...] = ("preference",)
+    """preference (accuracy and margins on the held-out pairs), names of worlds, and evaluations
+    with keys of their own, as `{run: alpaca_eval, ...}`."""
     n: int | None = Field(default=None, ge=1)
     """Held-out pairs at most, and problems of a world; null means 1024."""
     seed: int = Field(default=0, ge=0)
     """Seed of problems and answers."""
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
-        if len(set(self.suite)) < len(self.suite):
+        words = [entry for entry in self.suite if isinstance(entry, str)]
+        if len(set(words)) < len(words):
             yield "suite", "an entry stands twice; keep one"
+        known = [*names("evaluation"), *names("world")]
+        for word in words:
+            problem = no_such_world(word)
+            if problem is None and not (is_path(word) or word in known):
+                near = nearest(word, known)
+                hint = f"; did you mean `{near}`?" if near else f"; there are {', '.join(known)}"
+                problem = f"no evaluation {word!r}{hint}"
+            if problem is not None:
+                yield "suite", problem
+
+    def nodes(self) -> list[EvaluationNode]:
+        """The entries, those written as words too.
+
+        Raises:
+            RecipeError: a word names nothing, or an evaluation with keys of its own.
+        """
+        return [_evaluation(entry) if isinstance(entry, str) else entry for entry in self.suite]
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether held-out pairs are read."""
+        return "preference" in self.suite or any(
+            isinstance(entry, Measurement) and entry.needs_pairs for entry in self.suite
+        )
+
+    @property
+    def worlds(self) -> list[str]:
+        """Names of the worlds among the words, without prefix."""
+        words = [entry for entry in self.suite if isinstance(entry, str)]
+        return [word.removeprefix(WORLD) for word in words if _is_world(word)]
 
 
-class Hub(Section):
+def _is_world(word: str) -> bool:
+    return word.startswith(WORLD) or (
+        not is_path(word) and word in names("world") and word not in names("evaluation")
+    )
+
+
+def _evaluation(word: str) -> EvaluationNode:
+    node: dict[str, Any] = {"run": word}
+    if _is_world(word):
+        node = {"run": "world", "world": word.removeprefix(WORLD)}
+    try:
+        found: Any = value_of(registry.node("evaluation", node["run"]), node)
+    except ValidationError as error:
+        missing = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors())
+        raise RecipeError(
+            f"evaluate.suite: {word} needs keys of its own ({missing}); write "
+            f"`{{run: {word}, ...}}`."
+        ) from error
+    return found
+
+
+class Hub(Node):
     """Whether and where the finished model is pushed; a separate step from saved files."""
 
     push: bool = False
@@ -261,7 +258,7 @@ class Hub(Section):
                 yield "repo", f"is missing, and {key} is on; write `repo: owner/name`"
 
 
-class Recipe(Section):
+class Recipe(Node):
     """One training run, complete: what `align train` reads and writes back as recipe.yaml."""
 
     model: Model
@@ -272,7 +269,7 @@ class Recipe(Section):
     """The preference pairs."""
     prompts: Prompts | None = None
     """What a loop's policy is asked."""
-    objective: AnyObjective
+    objective: Annotated[Objective, Named("objective")]
     """The formula and its hyper-parameters."""
     train: Train = Train()
     """How it is trained."""
@@ -282,12 +279,10 @@ class Recipe(Section):
     """Where the model is pushed."""
     rounds: int | None = Field(default=None, ge=1)
     """How many times a loop goes through its stages; without it the recipe trains once."""
-    each_round: tuple[AnyStage, ...] = ()
+    each_round: tuple[Annotated[StageNode, Named("stage")], ...] = ()
     """A loop's stages, in order: generate, judge, select, train, evaluate."""
     keep: Retention = Retention()
     """Which old policies a loop keeps."""
-    evaluations: tuple[AnyEvaluation, ...] = ()
-    """What a loop's evaluate stage measures besides: alpaca_eval, arena_hard, win_rate, tasks."""
 
     @property
     def is_loop(self) -> bool:
@@ -304,11 +299,6 @@ class Recipe(Section):
         for key in ("prompts", "each_round"):
             if getattr(self, key):
                 yield key, "belongs to a loop; write `rounds: 3` too, or take it out"
-        if self.evaluations:
-            yield (
-                "evaluations",
-                "belongs to a loop, or to a recipe of its own for `align eval`; take it out here",
-            )
         for role, source in self.roles.given.items():
             if source in ROUND_POLICIES or source.startswith("ema:"):
                 yield (
@@ -322,7 +312,7 @@ class Recipe(Section):
             yield "prompts", "is missing; a loop asks its policy: `prompts: {source: <file>}`"
         if self.data.pairs is not None:
             yield "data.pairs", "a loop makes its own pairs; take it out, or take `rounds` out"
-        if "preference" in self.evaluate.suite and self.data.eval_pairs is None:
+        if self.evaluate.needs_pairs and self.data.eval_pairs is None:
             yield (
                 "evaluate.suite",
                 "preference needs rows to evaluate on, and a loop holds none out; write "
@@ -336,8 +326,12 @@ class Recipe(Section):
                     "or train all weights",
                 )
         ran = [stage.run for stage in self.each_round]
-        if self.evaluations and "evaluate" not in ran:
-            yield "evaluations", "no stage measures; write `- {run: evaluate}` behind train"
+        has_benchmark = any(isinstance(entry, Benchmark) for entry in self.evaluate.suite)
+        if has_benchmark and "evaluate" not in ran:
+            yield (
+                "evaluate.suite",
+                "no stage measures a benchmark; write `- {run: evaluate}` behind train",
+            )
         if "train" not in ran:
             yield "each_round", "no stage trains; write `- {run: train}` behind the select stage"
         for name in ("generate", "judge", "select", "train", "evaluate"):
@@ -358,15 +352,15 @@ class Recipe(Section):
                 "train.eval_strategy",
                 "there are no rows to evaluate on; write `held_out: 0.05` or eval_pairs under data",
             )
-        if without_rows and not self.is_loop and "preference" in self.evaluate.suite:
+        if without_rows and not self.is_loop and self.evaluate.needs_pairs:
             yield (
                 "evaluate.suite",
                 "preference needs rows to evaluate on; write `held_out: 0.05` or eval_pairs under "
                 "data, or take preference out",
             )
-        for name in ("sums", "styles", "scenes"):
+        for name in self.evaluate.worlds:
             model = self.model.model_name_or_path
-            if name in self.evaluate.suite and self.model.is_world and model != f"world:{name}":
+            if self.model.is_world and model != f"{WORLD}{name}":
                 yield (
                     "evaluate.suite",
                     f"{name} needs a model that knows its alphabet; write `model_name_or_path: "
@@ -376,7 +370,7 @@ class Recipe(Section):
             section, _, name = key.partition(".")
             source = str(getattr(getattr(self, section), name, ""))
             model = self.model.model_name_or_path
-            if source in WORLD_PROMPTS and self.model.is_world and model != source:
+            if source.startswith(WORLD) and self.model.is_world and model != source:
                 yield (
                     key,
                     f"{source} is asked of its own model; write `model_name_or_path: {source}`",
@@ -384,8 +378,5 @@ class Recipe(Section):
 
 
 # Keys of a recipe that hold no mapping of keys.
-PLAIN = ("rounds", "each_round", "evaluations")
+PLAIN = ("rounds", "each_round")
 SECTIONS: tuple[str, ...] = tuple(name for name in Recipe.model_fields if name not in PLAIN)
-OBJECTIVES: dict[str, type[BaseModel]] = {
-    member.model_fields["name"].default: member for member in get_args(get_args(AnyObjective)[0])
-}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field
 
-from align.recipe.base import Conflict, Section
+from align.node import Conflict, Node
 
 Optimizer: TypeAlias = Literal[
     "adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor",
@@ -27,7 +27,7 @@ Scheduler: TypeAlias = Literal[
 ]  # fmt: skip
 
 
-class Train(Section):
+class Train(Node):
     """How the policy is trained; names and defaults of trl.DPOConfig, save `token_budget`."""
 
     learning_rate: float = Field(default=1e-6, gt=0, le=1)

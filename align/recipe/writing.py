@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from align.recipe.base import Section
+from align.node import Node
 from align.recipe.data_recipe import DataRecipe
+from align.recipe.own_code import code_digests
 from align.recipe.schemas import ordered_fields
 from align.recipe.sections import Data, Recipe
 from align.recipe.yaml_rules import Dumper
 
 
-def resolved_yaml(recipe: Section) -> str:
+def resolved_yaml(recipe: Node) -> str:
     """Every key of a recipe with its value; loading it gives an equal recipe."""
     return yaml.dump(
         plain_values(recipe), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100
     )
 
 
-def recipe_key(recipe: Section) -> str:
+def recipe_key(recipe: Node) -> str:
     """10 hex digits that name what a recipe trains.
 
     What may change under a run has no part: the hub section, a later step; how far a loop goes; and
@@ -33,11 +35,14 @@ def recipe_key(recipe: Section) -> str:
     """
     free = ("hub", "rounds", "keep", "work")
     content = {key: node for key, node in plain_values(recipe).items() if key not in free}
+    # Another content of the file that a recipe names is another run.
+    if code := code_digests(content):
+        content["code"] = code
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def plain_values(recipe: Section) -> dict[str, Any]:
+def plain_values(recipe: Node) -> dict[str, Any]:
     """The recipe as YAML holds it, own keys before inherited ones, without roles not given."""
     nodes = recipe.model_dump(mode="json")
     if isinstance(recipe, Recipe | DataRecipe):
@@ -45,8 +50,11 @@ def plain_values(recipe: Section) -> dict[str, Any]:
     if not isinstance(recipe, Recipe):
         return {key: node for key, node in nodes.items() if node is not None}
     nodes["roles"] = dict(recipe.roles.given)
-    of_loops = ("prompts", "rounds", "each_round", "keep", "evaluations")
-    unused = of_loops if not recipe.is_loop else ("",)
-    if not recipe.evaluations:
-        unused = (*unused, "evaluations")
+    of_loops = ("prompts", "rounds", "each_round", "keep")
+    unused = of_loops if not recipe.is_loop else ()
     return {key: node for key, node in nodes.items() if key not in unused}
+
+
+def default_run(path: Path, recipe: Node) -> Path:
+    """outputs/<method>-<recipe>-<key>."""
+    return Path("outputs") / f"{path.resolve().parent.name}-{path.stem}-{recipe_key(recipe)}"

@@ -37,6 +37,7 @@ def new_figure(width: float, height: float) -> Figure:
         MachineError: matplotlib is not installed.
     """
     try:
+        # matplotlib is optional.
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from align.errors import RecipeError
-from align.manifest import damage, publish, read_about
+from align.runs.manifest import damage, publish, read_about
 from align.trainers.base import TrainerBase
 from align.trainers.settings import run_settings
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from align.forest import Backend, TokenRow
-from align.reference import ROLES, score_columns
-from align.types import PAIR_KINDS
-from align.vision.columns import sides_in
-from align.vision.pixels import PixelReader
+from align.reference import score_columns
+from align.tokens.vision.columns import sides_in
+from align.tokens.vision.pixels import PixelReader
+from align.types import PAIR_KINDS, ROLES
 
 SCALARS = ("chosen_score", "rejected_score", "preference")
 PAIR_KIND = "pair_kind"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
     AutoProcessor,
@@ -16,6 +17,7 @@ from transformers import (
 )
 from trl.trainer.utils import create_model_from_path
 
+from align.policies.loading import reads_images
 from align.trainers.config import PreferenceConfig
 
 
@@ -35,18 +37,11 @@ def load_frozen(
 
 
 def _adapted(name: str, options: dict[str, Any]) -> Any:
-    from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
-
     base = PeftConfig.from_pretrained(name).base_model_name_or_path
     trust = {"trust_remote_code": options["trust_remote_code"]}
     if base is None or not reads_images(AutoConfig.from_pretrained(base, **trust)):
         return AutoPeftModelForCausalLM.from_pretrained(name, **options)
     return PeftModel.from_pretrained(create_model_from_path(base, **options), name)
-
-
-def reads_images(config: Any) -> bool:
-    """Whether a model's config is of one that reads pictures beside text."""
-    return getattr(config, "vision_config", None) is not None
 
 
 def load_trained(

@@ -9,12 +9,17 @@ from typing import Any, ClassVar, Literal
 from align.errors import RecipeError
 from align.objectives import (
     APO,
+    CDPO,
     DPO,
     INPO,
+    IPO,
+    OPADPO,
     P3O,
     RDPO,
+    REBEL,
     RPO,
     SPO,
+    SPPO,
     TGDPO,
     CoPG,
     NashMP,
@@ -74,6 +79,35 @@ class DPOTrainer(NamedTrainer):
     """Direct Preference Optimization (Rafailov et al. 2023, arXiv:2305.18290)."""
 
     objective_class, config_class = DPO, DPOConfig
+
+
+@dataclass
+class CDPOConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `cdpo`."""
+
+    own_fields = frozenset({"beta", "label_smoothing"})
+    beta: float = _field_of(CDPO, "beta")
+    label_smoothing: float = _field_of(CDPO, "label_smoothing")
+
+
+class CDPOTrainer(NamedTrainer):
+    """DPO with smoothed labels (Mitchell 2023)."""
+
+    objective_class, config_class = CDPO, CDPOConfig
+
+
+@dataclass
+class IPOConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `ipo`."""
+
+    tau: float = _field_of(IPO, "tau")
+    length_normalised: bool = _field_of(IPO, "length_normalised")
+
+
+class IPOTrainer(NamedTrainer):
+    """Identity PO: a finite gap of log-ratios (Azar et al. 2023, arXiv:2310.12036)."""
+
+    objective_class, config_class = IPO, IPOConfig
 
 
 @dataclass
@@ -208,3 +242,50 @@ class CoPGTrainer(NamedTrainer):
     """Contrastive Policy Gradient (Flet-Berliac et al. 2024, arXiv:2406.19185)."""
 
     objective_class, config_class = CoPG, CoPGConfig
+
+
+@dataclass
+class SPPOConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `sppo`."""
+
+    own_fields = frozenset({"beta"})
+    beta: float = _field_of(SPPO, "beta")
+
+
+class SPPOTrainer(NamedTrainer):
+    """Self-Play Preference Optimization by regression (Wu et al. 2024, arXiv:2405.00675)."""
+
+    objective_class, config_class = SPPO, SPPOConfig
+
+
+@dataclass
+class REBELConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `rebel`."""
+
+    eta: float = _field_of(REBEL, "eta")
+
+
+class REBELTrainer(NamedTrainer):
+    """Regression to relative rewards (Gao et al. 2024, arXiv:2404.16767)."""
+
+    objective_class, config_class = REBEL, REBELConfig
+
+
+@dataclass
+class OPADPOConfig(PreferenceConfig):
+    """`PreferenceConfig` with the fields of `opa_dpo`."""
+
+    own_fields = frozenset({"beta"})
+    beta: float = _field_of(OPADPO, "beta")
+    image_weight: float = _field_of(OPADPO, "image_weight")
+    anchor: Literal["paper", "code", "gt_only", "none"] = _field_of(OPADPO, "anchor")
+    anchor_weight: float = _field_of(OPADPO, "anchor_weight")
+    anchor_margin: float = _field_of(OPADPO, "anchor_margin")
+    reduction: Literal["sequence", "position"] = _field_of(OPADPO, "reduction")
+    positions: int = _field_of(OPADPO, "positions")
+
+
+class OPADPOTrainer(NamedTrainer):
+    """On-policy alignment DPO, four kinds of pairs (Yang et al. 2025, arXiv:2501.09695)."""
+
+    objective_class, config_class = OPADPO, OPADPOConfig

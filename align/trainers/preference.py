@@ -3,9 +3,9 @@
 
 What it changes in TRL's, and where:
 
-- `preference` (here): the loss is an `Objective`, its mean is over the step's pairs on all ranks,
-  and bad numbers stop the run.
-- `rows`: rows are tokenised and checked by `align.tokens`.
+- `preference` (here): the loss is an `Objective`, its mean is over the step's pairs on all ranks.
+- `bad_numbers`: a loss or a gradient that nothing can be learnt from stops the run.
+- `rows`: rows are tokenised and checked by `align.tokens.encoder`.
 - `scoring`: frozen policies are named roles that are scored once, before training, by the weights
   they really have.
 - `sampling`: pairs of one prompt can be kept together.
@@ -18,8 +18,6 @@ What it changes in TRL's, and where:
 from __future__ import annotations
 
 import contextlib
-import logging
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,10 +28,13 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from align.errors import NumericalError, RecipeError
+from align.errors import RecipeError
 from align.forest.attention import attending
 from align.objectives import Objective, objective_from
+from align.policies.quantization import keep_gradients_on_cpu
 from align.reference import START, ConfigOnly, score_columns, weights_digest
+from align.tokens.vision.pixels import PixelReader
+from align.trainers.bad_numbers import BadNumbers
 from align.trainers.budget import BudgetSearch
 from align.trainers.checkpoints import Checkpointing
 from align.trainers.collator import PAIR_KIND, TOKEN_WEIGHTS, PreferenceCollator
@@ -41,17 +42,15 @@ from align.trainers.config import PreferenceConfig
 from align.trainers.guards import StopOnBadWeights, StopOnSignal
 from align.trainers.loading import load_trained
 from align.trainers.metrics import SeenOnce, SumsOverCounts, row_values, statistics_of
-from align.trainers.quantization import keep_gradients_on_cpu
 from align.trainers.rows import RowPreparation, hidden_images
 from align.trainers.sampling import PairSampling
 from align.trainers.scoring import RoleScoring, RoleSource
 from align.types import Logps, Pair, PairInputs
-from align.vision.pixels import PixelReader
-
-logger = logging.getLogger(__name__)
 
 
-class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling, Checkpointing):
+class PreferenceTrainer(
+    BadNumbers, RowPreparation, RoleScoring, BudgetSearch, PairSampling, Checkpointing
+):
     """`trl.DPOTrainer` for any objective: its constructor arguments, callbacks and checkpoints.
 
     Args:
@@ -231,10 +230,6 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
             loss = loss + self.router_aux_loss_coef * aux_loss * pairs * scale
         return loss
 
-    def _see_gradient(self, gradient: Tensor) -> None:
-        """Remembers whether the objective asks any log-prob to change."""
-        self._is_asked = self._is_asked | gradient.any()
-
     def _is_logging_step(self) -> bool:
         """Whether the step under way ends with a log.
 
@@ -258,7 +253,7 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
         time.
         """
         batches, pairs = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._is_asked = torch.zeros((), dtype=torch.bool, device=self.args.device)
+        self._nothing_asked_yet()
         state = self.accelerator.gradient_state
         processes = self.accelerator.num_processes
         if processes > 1 and batches and state.end_of_dataloader and state.remainder > 0:
@@ -316,43 +311,6 @@ class PreferenceTrainer(RowPreparation, RoleScoring, BudgetSearch, PairSampling,
         last = parts[-1]
         empty = last | {"counts": torch.zeros(last["row_index"].numel(), device=here.device)}
         return parts + [empty] * (int(most.max()) - len(parts))
-
-    def _stop_on_bad_loss(self, loss: Tensor, row_index: Tensor) -> None:
-        finite = loss.isfinite()
-        if bool(finite.all()):
-            return
-        names = [self._row_name(i) for i in row_index[~finite].tolist()]
-        raise NumericalError(
-            f"Step {self.state.global_step + 1}: the loss of {len(names)} pair(s) is infinite or "
-            f"not a number: {', '.join(names[:8])}. The optimizer step was not taken. Look at "
-            "these rows, and at the learning rate and precision."
-        )
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        # An fp16 scaler meets infinite gradients on purpose and skips the step itself.
-        if grad_norm is None or self.accelerator.scaler is not None:
-            return grad_norm
-        value = float(grad_norm)
-        if value == 0.0 and not bool(self._is_asked):
-            # Clipped pairs, or ties of a policy that finds neither side better yet.
-            logger.info("Step %d: no pair asks for a change.", self.state.global_step + 1)
-            return grad_norm
-        if value == 0.0:
-            what = "exactly 0"
-            how_on = (
-                "Nothing reaches a trained weight: the adapter may be frozen or disabled, or a "
-                "quantised layer may have no backward."
-            )
-        elif not math.isfinite(value):
-            what = f"{value}"
-            how_on = "Lower the learning rate, or train in a wider precision."
-        else:
-            return grad_norm
-        raise NumericalError(
-            f"Step {self.state.global_step + 1}: the gradient's norm is {what}. No step was taken. "
-            f"{how_on} Last rows: {', '.join(self._row_name(i) for i in self._last_rows)}."
-        )
 
     def prediction_step(
         self,

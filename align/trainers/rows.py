@@ -10,15 +10,16 @@ from typing import Any
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from align.data.formats.pairs import pairs_from_rows
+from align.data.row_policy import RowPolicy
 from align.errors import DataError, RecipeError
-from align.records import RowPolicy
 from align.reference import SCORED_COLUMNS
-from align.row_formats import pairs_from_rows
-from align.tokens import encode_pairs, to_dataset
+from align.tokens.dataset import to_dataset
+from align.tokens.encoding import encode_pairs
+from align.tokens.vision.columns import IMAGE_COLUMNS, PIXELS, sides_in
 from align.trainers.base import TrainerBase
 from align.trainers.collator import PAIR_KIND, ROLE_COLUMNS, SCALARS, TOKEN_WEIGHTS
 from align.trainers.config import PreferenceConfig
-from align.vision.columns import IMAGE_COLUMNS, PIXELS, sides_in
 
 logger = logging.getLogger(__name__)
 

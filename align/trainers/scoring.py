@@ -21,8 +21,8 @@ from align.forest import PADDED, Choice, TokenRow, choose_backend
 from align.forest.head import edge_logps
 from align.forest.model import add_edge_head
 from align.forest.radix import SHORTEST_SHARED
+from align.policies.quantization import keep_gradients_on_cpu
 from align.reference import (
-    ROLES,
     SCORED_COLUMNS,
     START,
     Identity,
@@ -36,9 +36,8 @@ from align.trainers.adapters import as_adapter, on_same_base
 from align.trainers.base import TrainerBase
 from align.trainers.head import trl_edge_logps
 from align.trainers.loading import load_frozen
-from align.trainers.quantization import keep_gradients_on_cpu
 from align.trainers.rows import scored_columns
-from align.types import Logps
+from align.types import ROLES, Logps
 
 logger = logging.getLogger(__name__)
 

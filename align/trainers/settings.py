@@ -4,17 +4,11 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from typing import Any
 
-import accelerate
-import datasets
-import peft
-import torch
-import transformers
-import trl
-
+from align import registry
 from align.reference import digest, rows_digest
+from align.runs.versions import versions
 from align.trainers.base import TrainerBase
 from align.trainers.rows import scored_columns
 
@@ -49,7 +43,7 @@ def run_settings(trainer: TrainerBase) -> dict[str, Any]:
     columns = sorted({*scored_columns(trainer.train_dataset), *trainer._optional_columns})
     adapters = getattr(trainer.model, "peft_config", None)
     return {
-        "objective": trainer.objective.model_dump(mode="json"),
+        "objective": trainer.objective.model_dump(mode="json") | _own_code(trainer),
         "rows": digest(rows_digest(trainer.train_dataset, [name]) for name in columns),
         "policy": trainer._start.to_json(),
         "roles": {role: identity.to_json() for role, identity in trainer.identities.items()},
@@ -66,10 +60,10 @@ def run_settings(trainer: TrainerBase) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that can move a number."""
-    modules = (torch, transformers, trl, peft, accelerate, datasets)
-    return {"align": version("align-toolkit")} | {m.__name__: m.__version__ for m in modules}
+def _own_code(trainer: TrainerBase) -> dict[str, str]:
+    """The source of a formula of the user's own; nothing for the built-in ones."""
+    code = registry.code_of(trainer.objective)
+    return {} if code is None else {"code": code}
 
 
 def _plain(value: Any) -> Any:

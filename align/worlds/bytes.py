@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from align.worlds import chat
+from align.worlds.base import World
 from align.worlds.cache import cached_folder, made_by
 
 # Written out so that the merges need no file: words that make up much of an English conversation,
@@ -88,7 +89,7 @@ def bytes_tokenizer(max_length: int) -> PreTrainedTokenizerFast:
     return chat.chat_tokenizer(backend, max_length)
 
 
-class Bytes:
+class Bytes(World):
     """The world of any text; it has a model and no judge."""
 
     name = "bytes"

@@ -1,7 +1,7 @@
 """Models built in code, kept by a hash of everything that determines them.
 
 One process builds while others that want the same model wait; what stands in the cache was
-published whole (`align.manifest`) and is verified before it is handed out.
+published whole (`align.runs.manifest`) and is verified before it is handed out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import transformers
 from filelock import FileLock
 
 from align.errors import MachineError
-from align.manifest import damage, publish
 from align.reference import cache_root
+from align.runs.manifest import damage, publish
 
 logger = logging.getLogger(__name__)
 

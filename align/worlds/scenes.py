@@ -14,18 +14,26 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional
 
-from align.records import Message, PreferencePair, Prompt
-from align.vision.refs import open_image, png
+from align.data.images import open_image, png
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.data.prompts import Prompt
+from align.data.questions import Question
+from align.estimates import Estimate, mean, proportion
+from align.policies.base import Failed, Sampling
+from align.policies.in_process import InProcessPolicy
 from align.worlds import scene_model, scene_words
+from align.worlds.base import Split, World
 from align.worlds.cache import cached_folder, made_by
 from align.worlds.scene_words import (
     COLOURS,
@@ -39,10 +47,8 @@ from align.worlds.scene_words import (
 )
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import PreTrainedModel, ProcessorMixin
 
-Split = Literal["train", "held_out"]
 
 QUESTION = "what is there?"
 HELD_OUT_SHARE = 10
@@ -110,7 +116,7 @@ class PairsOfScenes:
     pairs: list[PreferencePair]
 
 
-class Scenes:
+class Scenes(World):
     """The world; all its draws belong to their seeds."""
 
     name = "scenes"
@@ -147,6 +153,33 @@ class Scenes:
             )
             for row, scene in enumerate(self.scenes(split, n, seed=seed), start=1)
         ]
+
+    def question(self, prompt: Prompt) -> Question:
+        """One of its prompts with the annotator's caption."""
+        return Question(
+            prompt=prompt.prompt,
+            images=prompt.images,
+            solution=truth_of(prompt),
+            group_id=prompt.group_id,
+            source=prompt.source,
+            row=prompt.row,
+        )
+
+    def measure(
+        self, model: Any, tokenizer: Any, *, reference: Any, n: int, seed: int
+    ) -> Mapping[str, Estimate]:
+        """Exact counts over one sampled caption per picture.
+
+        hallucination_rate is the share of all sentences that are false, false_share its mean over
+        the captions, which are independent; coverage is the share of the objects that are told
+        rightly, without which silence would be best.
+        """
+        told = self.tell(model, tokenizer, n, seed=seed)
+        return {
+            "hallucination_rate": proportion(told.false, told.sentences),
+            "coverage": proportion(told.told, told.objects),
+            "false_share": mean(told.rates, what="false_share"),
+        }
 
     def sample_pairs(
         self,
@@ -187,9 +220,6 @@ class Scenes:
         self, model: PreTrainedModel, processor: ProcessorMixin, n: int, *, seed: int
     ) -> Telling:
         """One sampled answer to each of `n` held-out pictures, compared with the pictures."""
-        from align.policies.base import Failed, Sampling
-        from align.policies.in_process import InProcessPolicy
-
         prompts = self.prompts("held_out", n, seed=seed)
         policy = InProcessPolicy(model, processor)
         answers = policy.generate(prompts, 1, Sampling(max_new_tokens=MAX_NEW_TOKENS), seed)
@@ -281,10 +311,8 @@ def array(scene: Scene) -> np.ndarray:
     return pixels
 
 
-def picture(scene: Scene) -> Image:
+def picture(scene: Scene) -> Image.Image:
     """The picture of a scene."""
-    from PIL import Image
-
     return Image.fromarray(array(scene))
 
 

@@ -38,7 +38,7 @@ RED = ((0.7, 1.0), (0.1, 0.4), (0.1, 0.4))
 NOT_RED = ((0.1, 0.4), (0.7, 1.0), (0.7, 1.0))
 ANY_COLOUR = ((0.2, 1.0),) * 3
 WIDTH = 32  # of a caption's embedding
-_UNET = Path(__file__).parent.parent / "diffusion" / "unet.py"
+_UNET = Path(__file__).with_name("unet.py")
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Shapes:
 
         It holds `unet/` and `scheduler/`, as diffusers saves them, and the captions' embedding.
         """
-        import diffusers
+        import diffusers  # diffusers is optional
 
         parts = {
             "settings": asdict(self.settings),
@@ -257,7 +257,8 @@ class Shapes:
         return (order % len(SHAPES)).tolist()
 
     def _build(self, folder: Path) -> None:
-        from align.diffusion.unet import scheduler_from_scratch, unet_from_scratch
+        # diffusers is optional.
+        from align.worlds.unet import scheduler_from_scratch, unet_from_scratch
 
         settings = self.settings
         generator = torch.Generator().manual_seed(settings.seed)

@@ -19,7 +19,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -28,9 +28,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from align.forest import TokenRow, score_rows
+from align.worlds.base import Split
 from align.worlds.chat import BOS, END, SPECIAL_TOKENS, UNKNOWN, chat_tokenizer
 
-Split = Literal["train", "held_out"]
 Topic = tuple[str, str]
 
 ADJECTIVES = (

@@ -9,30 +9,41 @@ is a number and not an estimate.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from align.records import Message, PreferencePair, Prompt
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.data.prompts import Prompt
+from align.estimates import Estimate, mean
+from align.judges.rule import RuleJudge
+from align.judges.table import TableJudge
+from align.policies.sampling import sample_completions
 from align.worlds import chat, style_game
+from align.worlds.base import Split, World
 from align.worlds.cache import cached_folder, made_by
 from align.worlds.chat import tiny_llama
-from align.worlds.generation import sample_completions
 from align.worlds.style_game import (
     ADJECTIVES,
+    MALFORMED,
     MAX_NEW_TOKENS,
     NOUNS,
+    OUTCOMES,
+    PREFERENCE,
     QUALITIES,
     STYLES,
     TEMPLATES,
-    Split,
     Topic,
     answer_ids,
+    answers_of,
+    outcome_of,
     preference_of,
     prompt_ids,
     prompt_of,
@@ -85,10 +96,11 @@ class StylePairs:
     unusable: int
 
 
-class Styles:
+class Styles(World):
     """The world of remarks in styles; `StylesSettings` say how its base model is made."""
 
     name = "styles"
+    judged_by = "comparisons"
 
     def __init__(self, settings: StylesSettings | None = None):
         self.settings = settings or StylesSettings()
@@ -114,8 +126,13 @@ class Styles:
             raise ValueError(f"The {split} split of styles has {len(pool)} topics, not {n}.")
         return random.Random(f"styles/{split}/{seed}").sample(pool, wanted)
 
-    def prompts(self, split: Split, n: int | None = None, *, seed: int) -> list[Prompt]:
-        """The same topics as rows for a policy."""
+    def prompts(self, split: Split, n: int, *, seed: int) -> list[Prompt]:
+        """The same topics as rows for a policy; all of them where there are fewer than `n`."""
+        every = self.topics(split, seed=seed)
+        # Held-out topics are the first of all, as `measure` takes them.
+        asked = (
+            every[:n] if split == "held_out" else self.topics(split, min(n, len(every)), seed=seed)
+        )
         return [
             Prompt(
                 prompt=(Message(role="user", content=prompt_of(topic)),),
@@ -123,8 +140,45 @@ class Styles:
                 source=f"world:styles/{split}/seed-{seed}",
                 row=row,
             )
-            for row, topic in enumerate(self.topics(split, n, seed=seed), start=1)
+            for row, topic in enumerate(asked, start=1)
         ]
+
+    def judge(self) -> TableJudge:
+        """The exact, intransitive judge."""
+        return styles_judge()
+
+    def checks(self, *, loosely: bool) -> RuleJudge:
+        """1.0 for a well-formed remark on the topic that was asked about."""
+
+        def is_remark(question: str, completion: str) -> float:
+            if not loosely:
+                return float(outcome_of(question, completion) != MALFORMED)
+            match = re.fullmatch(r"what of ([a-z]+) ([a-z]+)\?", question)
+            assert match is not None
+            there = {_loosely(text) for text in answers_of((match[1], match[2]))}
+            return float(_loosely(completion) in there)
+
+        return RuleJudge(f"styles-{'world_loosely' if loosely else 'world'}", is_remark)
+
+    def outcome(self, question: str, completion: str) -> str:
+        """The style of a remark, or malformed."""
+        return outcome_of(question, completion)
+
+    def measure(
+        self, model: Any, tokenizer: Any, *, reference: Any, n: int, seed: int
+    ) -> Mapping[str, Estimate]:
+        """Exact values per topic, by scoring every answer there is; the mean is over topics.
+
+        exploitability is what the best reply to the policy's own mixture wins above one half.
+        """
+        topics = self.topics("held_out", seed=seed)[:n]
+        found = style_game.measure(model, tokenizer, topics, reference=reference)
+        return {
+            "exploitability": mean(found.exploitability, what="exploitability"),
+            "win_rate": mean(found.win_rate, what="win_rate"),
+            "well_formed": mean(1 - found.outcomes[:, -1], what="well_formed"),
+            "kl_to_reference": mean(found.kl, what="kl"),
+        }
 
     def sample_pairs(
         self,
@@ -242,3 +296,12 @@ class Styles:
         (style,) = draw.choices(STYLES, weights=self.settings.shares)
         text = TEMPLATES[style].format(topic=" ".join(topic), quality=draw.choice(QUALITIES))
         return topic, answer_ids(tokenizer, text)
+
+
+def styles_judge() -> TableJudge:
+    """The exact, intransitive judge of `world:styles`."""
+    return TableJudge(OUTCOMES, PREFERENCE, outcome_of)
+
+
+def _loosely(text: str) -> str:
+    return " ".join(text.split()).casefold()

@@ -13,40 +13,45 @@ samples mostly not. The judge is exact.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, cast
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
-from transformers import (
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.data.prompts import Prompt
+from align.data.questions import Question
+from align.estimates import Estimate, kl_divergence, proportion
+from align.forest import TokenRow, score_rows
+from align.judges.base import JudgeFailed
+from align.judges.rule import RuleJudge
+from align.policies.sampling import sample_completions
+from align.worlds import additions, chat
+from align.worlds.additions import (
+    MAX_NEW_TOKENS,
+    Operands,
+    Verdict,
+    judge,
+    prompt_ids,
+    prompt_of,
+    solution_of,
+    split_of,
+    sums_tokenizer,
+    written,
 )
-
-from align.records import Message, PreferencePair
-from align.worlds import chat
+from align.worlds.base import Split, World
 from align.worlds.cache import cached_folder, made_by
-from align.worlds.chat import BOS, END, SPECIAL_TOKENS, UNKNOWN, chat_tokenizer, tiny_llama
-from align.worlds.generation import sample_completions
+from align.worlds.chat import END, tiny_llama
 
-Split = Literal["train", "held_out"]
-Operands = tuple[int, int, int]
-
-CHARACTERS = "0123456789+=?\n"
-COMPLETION = re.compile(r"(\d+)\+(\d+)=(\d+)\n(\d+)\+(\d+)=(\d+)\n(\d+)", flags=re.ASCII)
-# One line is at most 9 characters ("117+39=156"), the whole answer 24 and the end token.
-MAX_NEW_TOKENS = 32
-HELD_OUT_SHARE = 10
 SLIPS = (-10, -1, 1, 10)
+ROWS = 64  # of one forward pass of a measurement
 
 
 @dataclass(frozen=True)
@@ -76,22 +81,6 @@ class SumsSettings:
     batch: int = 64
     learning_rate: float = 2e-3
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the judge says about one completion.
-
-    Attributes:
-        well_formed: three lines of the right shape and nothing else.
-        steps_right: per partial sum: its operands are the carried ones and its sum is their sum;
-            None where the completion is not well formed.
-        right: well formed, and the last line is the sum of the three operands.
-    """
-
-    well_formed: bool
-    steps_right: tuple[bool, bool] | None
-    right: bool
 
 
 @dataclass(frozen=True)
@@ -137,64 +126,21 @@ class PairSample:
     all_wrong: int
 
 
-def prompt_of(operands: Operands) -> str:
-    """The user's message."""
-    return "{}+{}+{}?".format(*operands)
-
-
-def solution_of(operands: Operands) -> str:
-    """The right completion."""
-    a, b, c = operands
-    return _written(operands, a + b, a + b + c)
-
-
-def judge(operands: Operands, completion: str) -> Verdict:
-    """The exact judge; `completion` is the text before the end token."""
-    match = COMPLETION.fullmatch(completion)
-    if match is None:
-        return Verdict(well_formed=False, steps_right=None, right=False)
-    a, b, c = operands
-    left1, right1, sum1, left2, right2, sum2, answer = map(int, match.groups())
-    return Verdict(
-        well_formed=True,
-        steps_right=(
-            (left1, right1) == (a, b) and sum1 == a + b,
-            (left2, right2) == (sum1, c) and sum2 == sum1 + c,
-        ),
-        right=answer == a + b + c,
-    )
-
-
-def split_of(operands: Operands) -> Split:
-    """By a hash of the sorted operands: no reordering of a held-out problem is trained on."""
-    text = "+".join(map(str, sorted(operands)))
-    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % HELD_OUT_SHARE
-    return "held_out" if bucket == 0 else "train"
-
-
-def sums_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character, the turn markers as special tokens."""
-    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *CHARACTERS))}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    backend.post_processor = TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, vocabulary[BOS])]
-    )
-    return chat_tokenizer(backend, max_length=128)
-
-
-class Sums:
+class Sums(World):
     """The world of three-term additions; `SumsSettings` say how its base model is made."""
 
     name = "sums"
+    judged_by = "scores"
 
     def __init__(self, settings: SumsSettings | None = None):
         self.settings = settings or SumsSettings()
 
     def base_model(self) -> Path:
         """The folder of the base model and its tokenizer, trained on the first call (a minute)."""
-        parts = {"settings": asdict(self.settings), **made_by(__file__, chat.__file__)}
+        parts = {
+            "settings": asdict(self.settings),
+            **made_by(__file__, additions.__file__, chat.__file__),
+        }
         return cached_folder(self.name, parts, self._build)
 
     def problems(self, split: Split, n: int, *, seed: int) -> list[Operands]:
@@ -205,6 +151,62 @@ class Sums:
         if n > len(pool):
             raise ValueError(f"The {split} split of sums has {len(pool)} problems, not {n}.")
         return random.Random(f"sums/{split}/{seed}").sample(pool, n)
+
+    def prompts(self, split: Split, n: int, *, seed: int) -> list[Prompt]:
+        """The same problems as rows for a policy."""
+        return [
+            Prompt(
+                prompt=(Message(role="user", content=prompt_of(operands)),),
+                group_id=prompt_of(operands),
+                source=f"world:sums/{split}/seed-{seed}",
+                row=row,
+            )
+            for row, operands in enumerate(self.problems(split, n, seed=seed), start=1)
+        ]
+
+    def question(self, prompt: Prompt) -> Question:
+        """One of its prompts with the sum and the written-out solution."""
+        assert not isinstance(prompt.prompt, str)
+        operands: Any = tuple(map(int, prompt.prompt[-1].content.removesuffix("?").split("+")))
+        return Question(
+            prompt=prompt.prompt,
+            answer=str(sum(operands)),
+            solution=solution_of(operands),
+            group_id=prompt.group_id,
+            source=prompt.source,
+            row=prompt.row,
+        )
+
+    def judge(self) -> RuleJudge:
+        """1.0 for a right answer, else 0.0."""
+        return sums_judge()
+
+    def checks(self, *, loosely: bool) -> RuleJudge:
+        """The same; there is one way to spell a sum."""
+        return sums_judge()
+
+    def measure(
+        self, model: Any, tokenizer: Any, *, reference: Any, n: int, seed: int
+    ) -> Mapping[str, Estimate]:
+        """Accuracy of one greedy and one sampled answer per problem, and the samples' KL."""
+        problems = self.problems("held_out", n, seed=seed)
+        greedy, sampled = (
+            self.attempts(
+                model, tokenizer, problems, temperature=temperature, seed=seed, batch_size=ROWS
+            )
+            for temperature in (0.0, 1.0)
+        )
+        rows = [TokenRow(attempt.prompt_ids, attempt.completion_ids) for attempt in sampled]
+        policy = score_rows(model, rows, batch_size=ROWS)
+        is_start = reference is model
+        return {
+            "greedy_accuracy": proportion(sum(a.verdict.right for a in greedy), n),
+            "sampled_accuracy": proportion(sum(a.verdict.right for a in sampled), n),
+            "well_formed": proportion(sum(a.verdict.well_formed for a in sampled), n),
+            "kl_to_reference": kl_divergence(
+                policy, policy if is_start else score_rows(reference, rows, batch_size=ROWS)
+            ),
+        }
 
     def attempts(
         self,
@@ -217,7 +219,7 @@ class Sums:
         batch_size: int = 512,
     ) -> list[Attempt]:
         """One judged completion per problem; repeat a problem for more of them."""
-        prompts = {operands: _prompt_ids(tokenizer, operands) for operands in problems}
+        prompts = {operands: prompt_ids(tokenizer, operands) for operands in problems}
         samples = sample_completions(
             model,
             [prompts[operands] for operands in problems],
@@ -374,23 +376,20 @@ class Sums:
             return draw.choice(SLIPS) if draw.random() < settings.error_rate else 0
 
         first = a + b + slip()
-        completion = _written((a, b, c), first, first + c + slip())
-        prompt_ids = _prompt_ids(tokenizer, (a, b, c))
+        completion = written((a, b, c), first, first + c + slip())
+        asked = prompt_ids(tokenizer, (a, b, c))
         ids = tokenizer.encode(completion + END, add_special_tokens=False)
-        return prompt_ids + ids, len(prompt_ids)
+        return asked + ids, len(asked)
 
 
-def _written(operands: Operands, first: int, second: int) -> str:
-    """The two partial sums as lines, then the answer."""
-    a, b, c = operands
-    return f"{a}+{b}={first}\n{first}+{c}={second}\n{second}"
+def sums_judge() -> RuleJudge:
+    """1.0 for a right answer in the world of sums, else 0.0."""
 
+    def rule(question: str, completion: str) -> float | JudgeFailed:
+        match = re.fullmatch(r"(\d+)\+(\d+)\+(\d+)\?", question, flags=re.ASCII)
+        if match is None:
+            return JudgeFailed("not_a_sum", "the prompt is no question of the world of sums")
+        a, b, c = map(int, match.groups())
+        return float(judge((a, b, c), completion).right)
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, operands: Operands) -> list[int]:
-    """The chat template's own ids, generation prompt included."""
-    ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt_of(operands)}],
-        add_generation_prompt=True,
-        return_dict=False,
-    )
-    return cast(list[int], ids)
+    return RuleJudge("sums", rule)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from align.data.built import Built
+from align.data.questions import Question
 from align.errors import Interrupted, RecipeError
-from align.loops.ledger import read_records
-from data_pipelines.chunks import Chunk, InProcess, Progress, cut, run_chunks
-from data_pipelines.ray_engine import RayActors
-from data_pipelines.rows import Built, Question
+from align.runs.ledger import read_records
+from align_data.chunks import Chunk, InProcess, Progress, cut, run_chunks
+from align_data.ray_engine import RayActors
 
 
 def questions(n: int) -> list[Question]:

@@ -19,10 +19,13 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer
 from trl.data_utils import extract_prompt
 
+from align.data.pair_files import read_pairs
+from align.data.pairs import PreferencePair
+from align.data.row_policy import RowPolicy
+from align.data.row_report import RowReport
 from align.errors import DataError
-from align.records import PreferencePair, RowPolicy, RowReport
-from align.tokens import TokenizedPair, encode_pairs
-from data_pipelines.sources import read_pairs
+from align.tokens.encoding import encode_pairs
+from align.tokens.tokenized_pair import TokenizedPair
 
 HH = "hh_rlhf/hh_rlhf_harmless-base_test.jsonl.gz"
 DEMO = "dpo_demo/llamafactory_dpo_en_demo.json.gz"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from align.manifest import damage
+from align.runs.manifest import damage
 from tests import tiny_loops
 
 pytestmark = pytest.mark.e2e
@@ -34,7 +34,7 @@ class Command:
     def begin(self, run: str, **changes: Any) -> subprocess.Popen[str]:
         recipe = tiny_loops.write_recipe(self.folder, self.start, **changes)
         return subprocess.Popen(
-            [sys.executable, "-m", "align.cli", "loop", str(recipe), "--run", run],
+            [sys.executable, "-m", "align.app.cli", "loop", str(recipe), "--run", run],
             cwd=self.folder,
             env=tiny_loops.environment(self.root, self.folder / "cache"),
             stdout=subprocess.PIPE,

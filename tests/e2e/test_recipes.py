@@ -11,11 +11,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from align.cli import main
-from align.manifest import damage
-from align.recipe import kind_of, load_any, resolved_yaml
-from align.records import RowPolicy
-from data_pipelines.sources import read_pairs
+from align.app.cli import main
+from align.app.recipes import load_any
+from align.data.pair_files import read_pairs
+from align.data.row_policy import RowPolicy
+from align.recipe import kind_of, resolved_yaml
+from align.runs.manifest import damage
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
@@ -172,7 +173,7 @@ def test_tiny_data_recipe_through_the_command(path: Path, tmp_path: Path, capsys
 @pytest.mark.e2e
 def test_tiny_evaluation_through_the_command(tmp_path: Path, capsys) -> None:
     path = ROOT / "recipes" / "evaluation" / "tiny.yaml"
-    main(["eval", str(path), "evaluations.0.n=32", "--run", str(tmp_path / "run")])
+    main(["eval", str(path), "evaluate.suite.0.n=32", "--run", str(tmp_path / "run")])
     assert "| sums v1 | world:sums |" in capsys.readouterr().out
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["n"] == 32

@@ -5,8 +5,8 @@ import json
 import math
 import re
 
-from align.loops.caller import CachedCaller
-from align.loops.gate import Limits
+from align.servers.caller import CachedCaller
+from align.servers.gate import Limits
 from tests.align.judges.fault_server import FaultServer
 from tests.align.judges.virtual_clock import VirtualClock, Watched
 

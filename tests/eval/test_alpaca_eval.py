@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from align.errors import DataError, RecipeError
-from align.loops.server import Reply
-from eval.alpaca_eval import (
+from align.servers.server import Reply
+from align_eval.alpaca_eval import (
     Pairing,
     fit_length_controlled,
     leaderboard_row,
@@ -21,8 +21,13 @@ from eval.alpaca_eval import (
     with_length_control,
     write_leaderboard,
 )
-from eval.alpaca_eval.annotator import SYSTEM, messages_of
-from eval.alpaca_eval.length_controlled import GAMED_WEIGHT, ORDER_SHA256, _lasso, order_digest
+from align_eval.alpaca_eval.annotator import SYSTEM, messages_of
+from align_eval.alpaca_eval.length_controlled import (
+    GAMED_WEIGHT,
+    ORDER_SHA256,
+    _lasso,
+    order_digest,
+)
 
 MODEL = "vicuna-7b-v1.5"
 
@@ -226,7 +231,7 @@ def test_only_the_official_side_file_gives_an_official_number(tmp_path, monkeypa
     score, fitted = with_length_control(annotations, gamed=gamed)
     assert score.length_controlled_kind == "offline estimate: df_gamed.csv is not the known file"
     assert score.length_controlled_win_rate == fitted.win_rate
-    from eval.alpaca_eval import length_controlled
+    from align_eval.alpaca_eval import length_controlled
 
     monkeypatch.setattr(length_controlled, "GAMED_SHA256", length_controlled.file_digest(path))
     with pytest.raises(DataError, match="official order"):

@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from align.errors import DataError, MachineError, RecipeError
-from align.loops.caller import CachedCaller
-from align.loops.calls import CallStore
 from align.policies.base import Failed, Sampling, completion_of
-from align.policies.endpoint import Endpoint, OpenAICaller
-from align.recipe.evaluations import AlpacaEval
-from eval.alpaca_eval import package, prompts_of
-from eval.alpaca_eval.annotator import JudgeCaller, Pairing, messages_of
-from eval.alpaca_eval.run import judge_caller, outputs_of, run_alpaca_eval
-from eval.outputs import generate_outputs
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
+from align_eval.alpaca_eval import package, prompts_of
+from align_eval.alpaca_eval.annotator import JudgeCaller, Pairing, messages_of
+from align_eval.alpaca_eval.run import AlpacaEval, outputs_of, run_alpaca_eval
+from align_eval.outputs import generate_outputs
 from tests.align.judges.fault_server import FAULTS, FaultServer, seeded
 from tests.eval.judge_servers import LogprobServer, caller_of, logit, names_the_better
 
@@ -48,7 +47,7 @@ def node_of(server, reference, outputs, **settings):
 
 def run(node, server, folder, **limits):
     with CallStore(folder / "calls.sqlite") as store:
-        caller = caller_of(server, store, judge_caller(node), **limits)
+        caller = caller_of(server, store, node.judge_caller(), **limits)
         return run_alpaca_eval(node, outputs_of(node), caller, folder)
 
 
@@ -191,7 +190,7 @@ def test_a_server_without_log_probs_is_named_at_once(tmp_path):
             caller = CachedCaller(plain, store)
             with pytest.raises(RecipeError, match="judge_caller"):
                 run_alpaca_eval(node, outputs, caller, tmp_path)
-    assert isinstance(judge_caller(node), JudgeCaller)
+    assert isinstance(node.judge_caller(), JudgeCaller)
 
 
 class Policy:
@@ -225,7 +224,7 @@ def test_a_model_writes_its_own_outputs(tmp_path):
             source="alpaca_eval",
         )
         with CallStore(tmp_path / "calls.sqlite") as store:
-            caller = caller_of(server, store, judge_caller(node))
+            caller = caller_of(server, store, node.judge_caller())
             found = run_alpaca_eval(node, outputs, caller, tmp_path / "run")
     assert (found["n"], found["n_judged"], found["n_failed"]) == (12, 11, 1)
     assert found["reasons"] == {"no output (unfinished)": 1}

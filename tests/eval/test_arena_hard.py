@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from align.errors import DataError
-from eval.arena_hard import (
+from align_eval.arena_hard import (
     BENCHMARKS,
     Battles,
     ModelAnswer,
@@ -27,9 +27,9 @@ from eval.arena_hard import (
     style_features,
     write_answers,
 )
-from eval.arena_hard.judging import SYSTEM, SYSTEM_CREATIVE, USER
-from eval.arena_hard.verdicts import scores_of, without_labels
-from eval.bradley_terry import Outcome
+from align_eval.arena_hard.judging import SYSTEM, SYSTEM_CREATIVE, USER
+from align_eval.arena_hard.verdicts import scores_of, without_labels
+from align_eval.bradley_terry import Outcome
 
 V01 = BENCHMARKS["v0.1"].interval
 

@@ -6,13 +6,12 @@ import random
 import pytest
 
 from align.errors import DataError, RecipeError
-from align.loops.caller import CachedCaller
-from align.loops.calls import CallStore
-from align.policies.endpoint import Endpoint, OpenAICaller
-from align.recipe.evaluations import ArenaHard
-from eval.arena_hard import Question, judge_model, read_judgments
-from eval.arena_hard.run import answers_of, prompts_of, run_arena_hard
-from eval.outputs import Outputs
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
+from align_eval.arena_hard import ArenaQuestion, judge_model, read_judgments
+from align_eval.arena_hard.run import ArenaHard, answers_of, prompts_of, run_arena_hard
+from align_eval.outputs import Outputs
 from tests.align.judges.fault_server import FAULTS, seeded
 from tests.align.judges.scripted import InMemory
 from tests.eval.judge_servers import ANSWERS, ArenaServer, arena_judge, caller_of, label
@@ -239,7 +238,7 @@ def attacked():
 
 
 def judged(tmp_path, pairs):
-    questions = [Question(uid, "hard_prompt", "q") for uid in pairs]
+    questions = [ArenaQuestion(uid, "hard_prompt", "q") for uid in pairs]
     with CallStore(tmp_path / "calls.sqlite") as store:
         found = judge_model(
             CachedCaller(InMemory(quoting), store),
@@ -276,7 +275,7 @@ def test_500_attacks_change_no_verdict(tmp_path):
 
 
 def test_without_the_mask_the_same_attacks_change_many(tmp_path, monkeypatch):
-    from eval.arena_hard import judging
+    from align_eval.arena_hard import judging
 
     monkeypatch.setattr(judging, "without_labels", lambda text: (text, 0))
     plain, hit = attacked()

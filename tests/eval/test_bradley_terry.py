@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from align.errors import DataError, NumericalError
-from eval.bradley_terry import Outcome, bootstrap_strengths, logistic, rank, strengths, win_rates
+from align_eval.bradley_terry import (
+    Outcome,
+    bootstrap_strengths,
+    logistic,
+    rank,
+    strengths,
+    win_rates,
+)
 
 
 def games(first, second, wins, losses, ties=0):

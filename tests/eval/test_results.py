@@ -4,8 +4,8 @@ import json
 import pytest
 
 from align.errors import DataError
-from eval.results import Result, versions, write_result
-from eval.row_files import read_rows, write_json
+from align_eval.results import Result, versions, write_result
+from align_eval.row_files import read_rows, write_json
 
 
 def result(failed, n=100, **settings):

@@ -2,10 +2,17 @@ import json
 
 import pytest
 
+from align.errors import DataError
+from align.evaluation import Subject
 from align.policies.base import Failed, completion_of
-from align.policies.endpoint import Endpoint
-from align.recipe.evaluations import AlpacaEval, ArenaHard, Tasks, WinRate
-from eval.run import needs_policy, run_evaluation
+from align.servers.endpoint import Endpoint
+from align.stages.evaluate import folders_of, run_benchmarks
+from align.worlds.additions import sums_tokenizer
+from align.worlds.sums import Sums
+from align_eval.alpaca_eval.run import AlpacaEval
+from align_eval.arena_hard.run import ArenaHard
+from align_eval.task_run import Tasks
+from align_eval.win_rate_run import WinRate
 from tests.align.judges.fault_server import FaultServer
 from tests.align.judges.scripted import by_quality
 from tests.eval.judge_servers import ArenaServer, LogprobServer
@@ -34,6 +41,11 @@ class Policy:
         return rows
 
 
+def subject(policy):
+    """A model that gives no weights: a benchmark asks it for answers alone."""
+    return Subject(name="m", policy=policy, weights=None, held_out=(), n=None, seed=0)
+
+
 def nodes(tmp_path, url):
     judge = Endpoint(base_url=url, model="judge", revision="1")
     outputs = [
@@ -55,6 +67,8 @@ def nodes(tmp_path, url):
     for name, rows in (("q", questions), ("b", answers)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     base = str(tmp_path / "base.json")
+    tokenizer = tmp_path / "tokenizer"
+    sums_tokenizer().save_pretrained(tokenizer)
     return {
         "alpaca_eval": AlpacaEval(reference_outputs=base, annotator=judge, runner="own"),
         "arena_hard": ArenaHard(
@@ -63,6 +77,7 @@ def nodes(tmp_path, url):
             baseline_answers=(str(tmp_path / "b.jsonl"),),
             annotator=judge,
             style_control=True,
+            tokenizer=str(tokenizer),
         ),
         "win_rate": WinRate(against=base, annotator=judge),
     }
@@ -79,23 +94,24 @@ def nodes(tmp_path, url):
 def test_a_node_runs_and_a_second_run_asks_only_what_failed(tmp_path, name, server, calls):
     with server() as judge:
         node = nodes(tmp_path, judge.url)[name]
-        assert needs_policy(node)
+        assert node.asks_policy()
         policy = Policy("do xx")
-        settings = {"policy": lambda: policy, "model": "m", "count_tokens": len}
+        folder = tmp_path / "run"
+        folder.mkdir()
         lenient = node.model_copy(update={"max_failed": 0.5})
-        first = run_evaluation(lenient, tmp_path / "run", **settings)
+        first = lenient.measure(subject(lambda: policy), folder)
         assert (first["n"], first["n_judged"], first["n_failed"]) == (5, 4, 1)
         assert sum(first["reasons"].values()) >= 1
         assert "unanswered" in str(first["reasons"]) or name == "win_rate"
         assert policy.asked == 5
-        whole = run_evaluation(node, tmp_path / "run", **settings)
+        whole = node.measure(subject(lambda: policy), folder)
         assert policy.asked == 6
         assert judge.requests == calls
         assert (whole["n_judged"], whole["flag"]) == (5, None)
         assert whole["provenance"]["model"] == "m"
         # Another policy's outputs are not taken for this one's.
         policy.identity = "another"
-        run_evaluation(node, tmp_path / "run", **settings)
+        node.measure(subject(lambda: policy), folder)
         assert policy.asked == 11
         assert judge.requests == calls
 
@@ -109,19 +125,33 @@ def test_outputs_from_a_file_need_no_policy(tmp_path):
         ]
         (tmp_path / "mine.json").write_text(json.dumps(mine))
         node = node.model_copy(update={"outputs": str(tmp_path / "mine.json")})
-        assert not needs_policy(node)
+        assert not node.asks_policy()
 
         def none():
             raise AssertionError
 
-        found = run_evaluation(node, tmp_path / "run", policy=none, model="m")
+        found = node.measure(subject(none), tmp_path)
     assert found["scores"]["win_rate"] == 1.0
     assert found["provenance"]["model"] == "mine"
 
 
 def test_tasks_need_the_policy(tmp_path):
     node = Tasks(tasks=("sums",), n=3)
-    assert needs_policy(node)
-    found = run_evaluation(node, tmp_path / "run", policy=Policy, model="m")
+    assert node.asks_policy()
+    found = node.measure(subject(Policy), tmp_path)
     assert found["scores"]["sums"]["strict"]["value"] == 0.0
     assert found["n"] == 3
+
+
+def test_all_are_run_before_a_fault_is_raised(tmp_path):
+    chosen = [Tasks(tasks=("sums",), n=3), Tasks(tasks=("styles",), n=3)]
+    folders = folders_of(tmp_path, chosen)
+    assert [folder.name for folder in folders] == ["evaluation-1-tasks", "evaluation-2-tasks"]
+    asked = Sums().prompts("held_out", 3, seed=0)
+    policy = Policy(asked[0].prompt[0].content)
+    with pytest.raises(DataError, match="1 of 3 failed"):
+        run_benchmarks(chosen, folders, subject(lambda: policy))
+    assert policy.asked == 6
+    assert json.loads((folders[1] / "results.json").read_text())["n_judged"] == 3
+    found = run_benchmarks(chosen, folders, subject(lambda: policy))
+    assert [result["n_judged"] for result in found] == [3, 3]

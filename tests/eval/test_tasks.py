@@ -1,12 +1,16 @@
 import json
+from pathlib import Path
 
 import pytest
 
+from align import registry
 from align.errors import DataError, RecipeError
 from align.policies.base import Failed, completion_of
-from align.recipe.evaluations import Tasks
-from eval.task_run import run_tasks
-from eval.tasks import FOLDER, load_task, measure_task, questions_of
+from align_eval import task_files
+from align_eval.task_run import Tasks, hash_of, run_tasks
+from align_eval.tasks import Filter, load_task, measure_task, questions_of
+
+FOLDER = Path(task_files.__file__).parent
 
 
 class Answering:
@@ -39,7 +43,7 @@ def says(*texts):
 
 def test_every_built_in_task_loads_and_has_a_version():
     names = {file.stem for file in FOLDER.glob("*.yaml")}
-    assert names == {"sums", "styles", "gsm8k"}
+    assert names == {"sums", "styles", "gsm8k"} == set(registry.names("task"))
     for name in names:
         task = load_task(name)
         assert task.name == name
@@ -97,7 +101,7 @@ def test_every_published_answer_of_gsm8k_is_right_by_both_filters(shared_data):
 
 
 def test_sums_are_judged_by_the_worlds_own_judge():
-    from align.worlds.sums import solution_of, split_of
+    from align.worlds.additions import solution_of, split_of
 
     task = load_task("sums")
     questions = questions_of(task, None, n=6, seed=0)
@@ -158,8 +162,10 @@ def test_a_run_leaves_one_json_and_one_table(tmp_path):
 
 
 def test_what_is_no_task_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match="no task 'sum': write one of gsm8k, styles, sums"):
+    with pytest.raises(RecipeError, match=r"no task '?sum'?; did you mean `sums`"):
         load_task("sum")
+    with pytest.raises(RecipeError, match=r"no task '?zz'?; there are gsm8k, styles, sums.*YAML"):
+        load_task("zz")
     path = tmp_path / "mine.yaml"
     text = (FOLDER / "gsm8k.yaml").read_text()
     for old, new, words in (
@@ -185,3 +191,159 @@ def test_what_is_no_task_is_refused(tmp_path):
     rows.write_text(json.dumps({"question": "q", "answer": "no mark"}))
     with pytest.raises(DataError, match=r"q.jsonl:1: answer holds nothing"):
         questions_of(load_task("gsm8k"), rows, n=1, seed=0)
+
+
+CAPITALS = """
+name: capitals
+version: 3
+source: rows
+rows:
+  - {question: "The capital of France?", answer: Paris}
+  - {question: "The capital of Peru?", answer: Lima}
+  - {question: "The capital of Nepal?", answer: Kathmandu}
+prompt: "Answer in a word. {question}"
+strict: {by: pattern, pattern: '^(.+)$'}
+flexible: {by: pattern, pattern: '\\b(Paris|Lima|Kathmandu)\\b'}
+sampling: {max_new_tokens: 8, temperature: 0.0}
+"""
+
+OWN = """
+from align.policies.base import Sampling
+from align_eval.tasks import Filter, Row, Task
+
+
+def exactly(prompt, completion, answer):
+    assert prompt.startswith("The capital of"), "the question itself, without the task's prompt"
+    return float(completion == answer)
+
+
+async def within(prompts, completions, answer):
+    return [float(known in text) for text, known in zip(completions, answer, strict=True)]
+
+
+def unsure(prompt, completion, answer):
+    return None if completion == "Rome" else 1.0
+
+
+def better(prompt, first, second):
+    return 0.5
+
+
+capitals = Task(
+    name="capitals",
+    version=1,
+    source="rows",
+    rows=[Row(question="The capital of France?", answer="Paris"),
+          Row(question="The capital of Peru?", answer="Lima")],
+    strict=Filter(by=__FILE__ + ":exactly"),
+    flexible=Filter(by=__FILE__ + ":within"),
+    sampling=Sampling(max_new_tokens=8),
+)
+nothing = "capitals"
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A user's file with tasks and filters."""
+    path = tmp_path / "mine.py"
+    path.write_text(OWN.replace("__FILE__", repr(str(path))))
+    return path
+
+
+def test_the_rows_of_a_task_are_its_questions(tmp_path):
+    path = tmp_path / "capitals.yaml"
+    path.write_text(CAPITALS)
+    task = load_task(str(path))
+    assert (task.name, task.version) == ("capitals", 3)
+    questions = questions_of(task, None, n=None, seed=0)
+    assert [(q.text, q.answer) for q in questions] == [
+        ("The capital of France?", "Paris"),
+        ("The capital of Peru?", "Lima"),
+        ("The capital of Nepal?", "Kathmandu"),
+    ]
+    assert questions_of(task, None, n=2, seed=5) == questions[:2]
+    policy = says("Paris", "It is Lima.", "Lima")
+    score = measure_task(task, policy, questions, seed=0)
+    assert policy.asked[0][0] == "Answer in a word. The capital of France?"
+    assert (score.strict.value, score.flexible.value, score.n) == (1 / 3, 2 / 3, 3)
+    # A row is part of what was measured: another one is another task.
+    path.write_text(CAPITALS.replace("Peru", "Chile").replace("Lima}", "Santiago}"))
+    assert hash_of(load_task(str(path))) != hash_of(task)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("source: rows", "source: file", "is for `source: rows`"),
+        ("source: rows", "source: row", "write file, rows, or a world"),
+        ("source: rows", "source: world:sum", "did you mean world:sums"),
+        (", answer: Lima", "", "write `answer` in every row"),
+        ("by: pattern, pattern: '^", "by: patern, pattern: '^", "no filter 'patern'"),
+        ("by: pattern, pattern: '^", "by: world, pattern: '^", "has no judge of its own"),
+    ],
+)
+def test_rows_that_cannot_stand_are_refused(tmp_path, old, new, words):
+    path = tmp_path / "capitals.yaml"
+    assert old in CAPITALS
+    path.write_text(CAPITALS.replace(old, new, 1))
+    with pytest.raises(RecipeError, match=words):
+        load_task(str(path))
+
+
+def test_a_task_and_its_filters_come_from_a_users_file(own, tmp_path):
+    task = load_task(f"{own}:capitals")
+    questions = questions_of(task, None, n=None, seed=0)
+    score = measure_task(task, says("Paris", "It is Lima."), questions, seed=0)
+    assert (score.strict.value, score.flexible.value) == (0.5, 1.0)
+    # Each completion is held against its own answer.
+    score = measure_task(task, says("Lima", "Paris"), questions, seed=0)
+    assert (score.strict.value, score.flexible.value) == (0.0, 0.0)
+
+    node = Tasks(tasks=(f"{own}:capitals",))
+    found = run_tasks(node, says("Paris"), tmp_path / "run", model="m")
+    assert found["scores"]["capitals"]["strict"]["value"] == 0.5
+    # Its code counts in a stage's key, also where the task's content is the same.
+    before = node.settings()
+    own.write_text(own.read_text().replace("known in text", "text == known"))
+    assert node.settings()["content"] == before["content"]
+    assert node.settings() != before
+
+
+def test_a_filter_of_ones_own_must_say_right_or_wrong(own):
+    task = load_task(f"{own}:capitals")
+    questions = questions_of(task, None, n=None, seed=0)
+
+    def by(name):
+        return task.model_copy(update={"strict": Filter(by=f"{own}:{name}")})
+
+    assert measure_task(by("unsure"), says("Lima"), questions, seed=0).strict.value == 1.0
+    with pytest.raises(DataError, match=r"unsure says of 1 of 2 .*no_verdict.*mine\.py"):
+        measure_task(by("unsure"), says("Rome", "Lima"), questions, seed=0)
+    with pytest.raises(RecipeError, match="better compares two completions"):
+        measure_task(by("better"), says("Lima"), questions, seed=0)
+    with pytest.raises(RecipeError, match="has no 'exactli'; did you mean `exactly`"):
+        measure_task(by("exactli"), says("Lima"), questions, seed=0)
+
+
+def test_what_a_users_file_does_not_hold_is_refused(own):
+    with pytest.raises(RecipeError, match="has no 'capital'; did you mean `capitals`"):
+        load_task(f"{own}:capital")
+    with pytest.raises(RecipeError, match="is a str and no align_eval Task"):
+        load_task(f"{own}:nothing")
+
+
+def test_a_built_in_name_stands_before_a_file_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "sums").write_text(CAPITALS)
+    (tmp_path / "capitals").write_text(CAPITALS)
+    monkeypatch.chdir(tmp_path)
+    assert load_task("sums").source == "world:sums"
+    assert load_task("capitals").name == "capitals"
+
+
+def test_a_world_of_pictures_is_no_source_of_texts(tmp_path):
+    path = tmp_path / "scenes.yaml"
+    text = (FOLDER / "sums.yaml").read_text()
+    path.write_text(text.replace("world:sums", "world:scenes"))
+    with pytest.raises(RecipeError, match="world:scenes asks about pictures"):
+        questions_of(load_task(str(path)), None, n=2, seed=0)

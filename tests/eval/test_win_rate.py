@@ -4,14 +4,13 @@ import math
 import numpy as np
 import pytest
 
+from align.data.messages import Message
 from align.errors import DataError
 from align.judges.base import Comparison, JudgeFailed, Prefers, Refused, Tie
-from align.loops.calls import CallStore
-from align.policies.endpoint import Endpoint, OpenAICaller
-from align.recipe.evaluations import WinRate as WinRateNode
-from align.records import Message
-from eval.bradley_terry import Outcome
-from eval.win_rate import (
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
+from align_eval.bradley_terry import Outcome
+from align_eval.win_rate import (
     by_content,
     compare,
     comparisons,
@@ -19,7 +18,7 @@ from eval.win_rate import (
     paired_difference,
     win_rate,
 )
-from eval.win_rate_run import outputs_of, prompts_of, run_win_rate
+from align_eval.win_rate_run import WinRate, outputs_of, prompts_of, run_win_rate
 from tests.align.judges.fault_server import FaultServer, seeded
 from tests.align.judges.scripted import by_quality
 from tests.eval.judge_servers import caller_of
@@ -148,7 +147,7 @@ def test_a_run_with_faults_loses_nothing(tmp_path):
         ]
         (tmp_path / f"{name}.json").write_text(json.dumps(rows[:: 1 - 2 * shift]))
     with FaultServer(by_quality, seeded(0.3, seed=0)) as server:
-        node = WinRateNode(
+        node = WinRate(
             against=str(tmp_path / "theirs.json"),
             outputs=str(tmp_path / "mine.json"),
             annotator=Endpoint(base_url=server.url, model="judge", revision="1", timeout=1.5),

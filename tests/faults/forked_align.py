@@ -14,28 +14,31 @@ import datasets
 import openai
 import peft
 
-import align.commands.data
-import align.commands.engines
-import align.commands.loop
-import align.commands.pipelines
-import align.commands.stages
+import align.app.data
+import align.app.loop
+import align.data.pair_files
+import align.data.parquet
+import align.data.prompt_files
 import align.judges.pairwise_llm
 import align.judges.rule
 import align.policies.in_process
 import align.policies.token_writer
 import align.report.table
+import align.stages.evaluate
+import align.stages.generate
+import align.stages.judge
+import align.stages.select
+import align.stages.train
 import align.trainers.preference
-import data_pipelines.bundle
-import data_pipelines.expert_correction.work
-import data_pipelines.mcts.work
-import data_pipelines.prompts
-import data_pipelines.select
-import data_pipelines.self_reference.work
-import data_pipelines.sources
-import data_pipelines.uncertainty.files
-import data_pipelines.uncertainty.work
-import eval.suite
-from align.cli import main
+import align_data.expert_correction.work
+import align_data.mcts.work
+import align_data.self_reference.work
+import align_data.stage
+import align_data.uncertainty.files
+import align_data.uncertainty.work
+import align_eval.preference
+import align_eval.task_run
+from align.app.cli import main
 
 
 def run(said: str, words: list[str]) -> None:

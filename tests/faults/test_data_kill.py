@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from align.loops.ledger import read_records
-from align.loops.server import Call
+from align.data.messages import Message
 from align.policies.openai_http import PARSER, TEMPLATE
-from align.records import Message
+from align.runs.ledger import read_records
+from align.servers.server import Call
 from tests import tiny_loops
-from tests.align.commands.test_data import SEARCH
+from tests.align.app.test_data import SEARCH
 from tests.align.judges.fault_server import FaultServer
 from tests.faults.forked import Forked
 

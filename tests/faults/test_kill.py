@@ -44,7 +44,7 @@ train: {{learning_rate: 1.0e-3, max_steps: 40, per_device_train_batch_size: 4, s
 
     def start(run: Path) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "align.cli", "train", str(recipe), "--run", str(run)],
+            [sys.executable, "-m", "align.app.cli", "train", str(recipe), "--run", str(run)],
             env=os.environ | {"ALIGN_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

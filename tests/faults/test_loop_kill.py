@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from align.manifest import damage
+from align.runs.manifest import damage
 
 KILLS = 30
 SECONDS = 0.004  # of pretended work per call and per training step

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from align.data.messages import Message
 from align.judges.pairwise_llm import PARSER, TEMPLATE
-from align.loops.server import Call
-from align.manifest import damage
-from align.records import Message
+from align.runs.manifest import damage
+from align.servers.server import Call
 from tests import tiny_loops
 from tests.align.judges.fault_server import FaultServer
 from tests.align.judges.scripted import read

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from align.errors import Interrupted
-from align.loops.ledger import read_records
 from align.loops.stage import StageContext
+from align.runs.ledger import read_records
 
 ROUNDS = 1000
 KEEP = 3
@@ -129,7 +129,7 @@ def test_a_thousand_rounds_with_faults_leak_nothing_and_end_as_without(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr("align.loops.engine.time.monotonic", clock)
-    monkeypatch.setattr("align.loops.ledger.time.time", clock)
+    monkeypatch.setattr("align.runs.ledger.time.time", clock)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     folder = tmp_path / "loop"
     world = World(folder, clock)

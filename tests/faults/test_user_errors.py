@@ -1,6 +1,6 @@
 """What a user can do wrong, and what the command line answers: the table below is the list.
 
-Each mistake runs through `align.cli.main` and must leave with the documented exit code and one
+Each mistake runs through `align.app.cli.main` and must leave with the documented exit code and one
 paragraph per problem that says what was found, where it stands, and how to go on.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from align.cli import main
+from align.app.cli import main
 
 USAGE, DATA, MACHINE, NUMBERS = 2, 3, 4, 5
 

@@ -11,7 +11,7 @@ from align.diffusion.latents import LatentData
 from align.diffusion.objectives import DiffusionObjective
 from align.diffusion.policies import TwoAdapters, TwoNetworks
 from align.diffusion.trainer import DiffusionTrainer
-from align.diffusion.unet import scheduler_from_scratch
+from align.worlds.unet import scheduler_from_scratch
 from tests.align.diffusion.small import random_records, settings, small_network
 
 TrainerOf = Callable[..., DiffusionTrainer]

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from align.diffusion.latents import LatentData
-from align.diffusion.unet import unet_from_scratch
-from align.recipe.diffusion import DiffusionSampler, DiffusionTrain
+from align.diffusion.settings import DiffusionSampler, DiffusionTrain
+from align.worlds.unet import unet_from_scratch
 
 WIDTH = 8
 

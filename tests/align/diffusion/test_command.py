@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align.commands.diffusion import train_diffusion
+from align.app.diffusion import train_diffusion
+from align.app.diffusion_recipe import DiffusionRecipe, load_diffusion_recipe
+from align.diffusion.trainer import DiffusionTrainer
 from align.errors import Interrupted, RecipeError
-from align.loops.ledger import read_records
 from align.loops.signals import StopSignal
-from align.manifest import damage
-from align.recipe.diffusion import DiffusionRecipe
-from align.recipe.diffusion_loading import load_diffusion_recipe
-from align.runs import RunFolder
+from align.runs.folder import RunFolder
+from align.runs.ledger import read_records
+from align.runs.manifest import damage
 from align.worlds import shapes
 
 
@@ -60,8 +60,6 @@ def test_a_run_leaves_what_it_promises(recipe, tmp_path) -> None:
 def test_a_stopped_run_goes_on(recipe, tmp_path, monkeypatch) -> None:
     whole = train_diffusion(recipe, RunFolder(tmp_path / "whole"))
     run = RunFolder(tmp_path / "run")
-    from align.diffusion.trainer import DiffusionTrainer
-
     update = DiffusionTrainer._update
 
     def stopping(self, *args) -> None:
@@ -72,7 +70,7 @@ def test_a_stopped_run_goes_on(recipe, tmp_path, monkeypatch) -> None:
     signal = StopSignal()
     with monkeypatch.context() as patch:
         patch.setattr(DiffusionTrainer, "_update", stopping)
-        patch.setattr("align.commands.diffusion.StopSignal", lambda: signal)
+        patch.setattr("align.app.diffusion.StopSignal", lambda: signal)
         with pytest.raises(Interrupted, match="after update 1 of 4"):
             train_diffusion(recipe, run)
     assert run.read_json("metrics.json") is None

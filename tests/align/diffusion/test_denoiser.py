@@ -6,8 +6,8 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from torch import Tensor, nn
 
 from align.diffusion.denoiser import DiffusersDenoiser, Sampler, draw_times
-from align.diffusion.unet import scheduler_from_scratch, unet_from_scratch
 from align.errors import RecipeError
+from align.worlds.unet import scheduler_from_scratch, unet_from_scratch
 
 
 @pytest.fixture

@@ -10,13 +10,15 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
-from align.commands.diffusion import train_diffusion
-from align.diffusion.components import denoiser_of, load_components
-from align.diffusion.pipelines import FittedImage
+from align.app.diffusion import train_diffusion
+from align.app.diffusion_recipe import DiffusionRecipe
+from align.diffusion.components import denoiser_of
+from align.diffusion.images import FittedImage
+from align.diffusion.loading import load_components
+from align.diffusion.settings import DiffusionModel, DiffusionSampler
 from align.errors import MachineError, RecipeError
-from align.manifest import damage
-from align.recipe.diffusion import DiffusionModel, DiffusionRecipe, DiffusionSampler
-from align.runs import RunFolder
+from align.runs.folder import RunFolder
+from align.runs.manifest import damage
 from tests.align.diffusion.tiny_pipelines import save_sd15, save_sdxl
 
 # diffusers' own way to read a folder still asks for the older name of an argument.

@@ -10,9 +10,9 @@ from align.diffusion.pool import (
     rows_of_round,
     sample_rows,
 )
-from align.diffusion.unet import scheduler_from_scratch
+from align.diffusion.settings import DiffusionSampler
 from align.errors import NumericalError
-from align.recipe.diffusion import DiffusionSampler
+from align.worlds.unet import scheduler_from_scratch
 from tests.align.diffusion.small import random_records, small_network
 
 

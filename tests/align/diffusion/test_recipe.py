@@ -5,10 +5,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from align.app.diffusion_recipe import (
+    DiffusionRecipe,
+    diffusion_key,
+    diffusion_yaml,
+    load_diffusion_recipe,
+    trains_diffusion,
+)
 from align.diffusion.objectives import DiffusionSFT, SePPO
 from align.errors import RecipeError
-from align.recipe.diffusion import DiffusionRecipe, diffusion_key, diffusion_yaml
-from align.recipe.diffusion_loading import load_diffusion_recipe, trains_diffusion
 
 TINY: dict[str, Any] = {
     "model": {"model_name_or_path": "world:shapes"},

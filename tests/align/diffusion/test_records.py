@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from align.diffusion.pipelines import FittedImage
+from align.diffusion.images import FittedImage
 from align.diffusion.records import RecordReader
+from align.diffusion.settings import DiffusionData
 from align.errors import DataError
-from align.recipe.diffusion import DiffusionData
 
 
 def png(colour: str, size: tuple[int, int] = (16, 16), mode: str = "RGB") -> bytes:

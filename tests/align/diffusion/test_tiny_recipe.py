@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from align.commands.diffusion import train_diffusion
-from align.recipe.diffusion_loading import load_diffusion_recipe
-from align.runs import RunFolder
+from align.app.diffusion import train_diffusion
+from align.app.diffusion_recipe import load_diffusion_recipe
+from align.runs.folder import RunFolder
 
 
 @pytest.mark.e2e

@@ -23,9 +23,9 @@ from align.diffusion.policies import TwoAdapters, TwoNetworks
 from align.diffusion.pool import batches_of_round, rows_of_round
 from align.diffusion.replay import state_digest
 from align.diffusion.seeds import generator_for
-from align.diffusion.unet import scheduler_from_scratch
 from align.errors import DataError, Interrupted, MachineError, NumericalError, RecipeError
 from align.types import Pair
+from align.worlds.unet import scheduler_from_scratch
 from tests.align.diffusion.small import random_records, settings, small_network
 
 

@@ -11,7 +11,7 @@ from align.diffusion.objectives import SePPO
 from align.diffusion.policies import TwoAdapters, TwoNetworks
 from align.diffusion.replay import state_digest
 from align.diffusion.trainer import DiffusionTrainer
-from align.diffusion.unet import scheduler_from_scratch
+from align.worlds.unet import scheduler_from_scratch
 from tests.align.diffusion.small import random_records, settings, small_network
 
 kind, folder = sys.argv[1], Path(sys.argv[2])

@@ -3,7 +3,7 @@
 import re
 from contextlib import asynccontextmanager
 
-from align.loops.server import Reply
+from align.servers.server import Reply
 
 CODE = re.compile(r"the code ([0-9a-f]{8}), a colon, and A, B or TIE\.\Z")
 

@@ -9,10 +9,10 @@ import pytest
 from align.errors import MachineError
 from align.judges.base import Comparison, JudgeFailed, Prefers, Refused, Tie
 from align.judges.pairwise_llm import PairwiseLLM
-from align.loops.caller import CachedCaller
-from align.loops.calls import CallStore
-from align.loops.gate import Limits
-from align.policies.endpoint import Endpoint, OpenAICaller
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
+from align.servers.gate import Limits
 from tests.align.judges.fault_server import FAULTS, FaultServer, seeded
 from tests.align.judges.scripted import by_quality, quality
 from tests.align.judges.virtual_clock import VirtualClock, Watched

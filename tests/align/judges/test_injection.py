@@ -13,8 +13,8 @@ import pytest
 
 from align.judges.base import Comparison
 from align.judges.pairwise_llm import PairwiseLLM
-from align.loops.caller import CachedCaller
-from align.loops.calls import CallStore
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
 from tests.align.judges.scripted import InMemory, read, winner
 
 ATTACKS = 500

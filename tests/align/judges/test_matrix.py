@@ -6,7 +6,7 @@ import pytest
 
 from align.judges.base import JudgeFailed, Prefers, Refused, Tie
 from align.judges.matrix import (
-    Question,
+    Contest,
     every_pair,
     from_scores,
     knockout,
@@ -111,7 +111,7 @@ def test_many_questions_are_asked_at_once_and_told_apart():
     judge = Scripted(longer)
     found = preference_matrices(
         judge,
-        [Question("p", of_length(1, 2)), Question("q", of_length(2, 1)), Question("r", ("a",))],
+        [Contest("p", of_length(1, 2)), Contest("q", of_length(2, 1)), Contest("r", ("a",))],
         [every_pair(2), every_pair(2), ()],
     )
     assert judge.rounds == [[("a", "bb"), ("aa", "b")]]
@@ -198,7 +198,7 @@ def test_a_failure_ends_the_tournament_of_its_prompt_only():
 
     judge = Scripted(verdict)
     broken, whole = tournaments(
-        judge, [Question("p", ("x", "bb", "c", "dddd")), Question("q", of_length(1, 2, 3, 4))]
+        judge, [Contest("p", ("x", "bb", "c", "dddd")), Contest("q", of_length(1, 2, 3, 4))]
     )
     assert broken.outcome is None
     assert broken.matrix.failures == ("0 against 1: timeout (no answer)",)

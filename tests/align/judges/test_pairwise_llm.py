@@ -2,6 +2,7 @@
 
 import pytest
 
+from align.data.messages import Message
 from align.judges.base import Comparison, JudgeFailed, Prefers, Refused, Tie
 from align.judges.pairwise_llm import (
     PairwiseLLM,
@@ -9,10 +10,9 @@ from align.judges.pairwise_llm import (
     both_orders,
     parse_verdict,
 )
-from align.loops.caller import CachedCaller
-from align.loops.calls import CallStore
-from align.policies.endpoint import Endpoint, OpenAICaller
-from align.records import Message
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
 from tests.align.judges.fault_server import FaultServer
 from tests.align.judges.scripted import by_quality, read, winner
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from align.data.messages import Message
 from align.errors import RecipeError
 from align.judges.base import Answer, JudgeFailed
 from align.judges.reward_model import RewardModelJudge
-from align.records import Message
-from align.worlds.sums import sums_tokenizer
+from align.worlds.additions import sums_tokenizer
 
 TOKENIZER = sums_tokenizer()
 QUESTION = (Message(role="user", content="17+35+28?"),)

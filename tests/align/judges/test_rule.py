@@ -1,9 +1,10 @@
 import pytest
 
+from align.data.messages import Message
 from align.errors import RecipeError
 from align.judges.base import Answer, JudgeFailed
-from align.judges.rule import RuleJudge, known_answer_judge, sums_judge
-from align.records import Message
+from align.judges.rule import RuleJudge, known_answer_judge
+from align.worlds.sums import sums_judge
 
 
 def answer(completion, question="q", chat=False):

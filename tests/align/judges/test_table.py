@@ -1,9 +1,10 @@
 import pytest
 
+from align.data.messages import Message
 from align.errors import RecipeError
 from align.judges.base import Comparison, Prefers, Tie
-from align.judges.table import TableJudge, question_of, styles_judge
-from align.records import Message
+from align.judges.table import TableJudge, question_of
+from align.worlds.styles import styles_judge
 
 P = [[0.5, 0.75], [0.25, 0.5]]
 

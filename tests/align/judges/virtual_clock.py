@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from align.loops.server import Call, Caller, Reply
+from align.servers.server import Call, Caller, Reply
 
 
 class VirtualClock:

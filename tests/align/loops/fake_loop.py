@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from align.loops.calls import CallStore, key_of
 from align.loops.engine import Loop
-from align.loops.ledger import Ledger
 from align.loops.retention import Retention
+from align.loops.signals import StopSignal
 from align.loops.stage import Artefact, StageContext, given
+from align.runs.ledger import Ledger
+from align.servers.calls import CallStore, key_of
 
 VERSIONS = {"torch": "2.13.0"}
 CALLS = 3  # per round
@@ -196,6 +197,7 @@ def run(
     each_round: Sequence[Any] | None = None,
     seed: int = 42,
     keep: int = 1,
+    stop: StopSignal | None = None,
     **options: Any,
 ) -> dict[str, Artefact]:
     first = start(folder)
@@ -211,7 +213,7 @@ def run(
             retention=Retention(rounds=keep),
             **{"versions": VERSIONS, **options},
         )
-        return loop.run()
+        return loop.run(stop)
 
 
 def files(folder: Path) -> dict[str, bytes]:

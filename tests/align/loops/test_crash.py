@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from align.manifest import damage
+from align.runs.manifest import damage
 
 PARTS = 6
 
@@ -164,12 +164,12 @@ def deaths_seen(lab: Lab, name: str, fault: str) -> int:
 
 
 def test_without_the_rename_the_same_check_fails(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.manifest.os", Without(os, replace=copied))
+    monkeypatch.setattr("align.runs.manifest.os", Without(os, replace=copied))
     assert deaths_seen(lab, "copied", "cut") > 3
 
 
 def test_without_the_flush_the_same_check_fails(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("align.manifest._flush", lambda path: None)
+    monkeypatch.setattr("align.runs.manifest._flush", lambda path: None)
     assert deaths_seen(lab, "unflushed", "lost") > 3
 
 

@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from align.errors import NumericalError, RecipeError
 from align.loops.engine import Loop
-from align.loops.ledger import Ledger, read_records
 from align.loops.retention import Retention
 from align.loops.stage import StageContext, check_chain, given
-from align.manifest import damage, read_about
+from align.runs.ledger import Ledger, read_records
+from align.runs.manifest import damage, read_about
 
 
 @pytest.fixture
@@ -461,7 +461,7 @@ def test_an_object_is_never_taken_for_an_artefact_it_does_not_equal(fake, folder
 
 def test_the_manifest_holds_no_clock(fake, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or two equal runs would differ."""
-    monkeypatch.setattr("align.loops.ledger.time.time", lambda: 1234567890.0)
+    monkeypatch.setattr("align.runs.ledger.time.time", lambda: 1234567890.0)
     fake.run(folder, rounds=1)
     for path in folder.glob("rounds/*/*/manifest.json"):
         assert "1234567890" not in path.read_text()

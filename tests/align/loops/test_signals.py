@@ -137,6 +137,18 @@ def test_what_is_being_published_is_not_abandoned(fake_loop, folder, straight, m
     assert fake_loop.files(folder) == straight
 
 
+def test_a_signal_that_came_before_the_loop_was_entered_is_not_lost(
+    fake_loop, folder, straight
+) -> None:
+    with signals.StopSignal() as stop:
+        kill(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="before stage generate of round 1"):
+            fake_loop.run(folder, stop=stop)
+    assert fake_loop.history(folder) == []
+    fake_loop.run(folder)
+    assert fake_loop.files(folder) == straight
+
+
 def test_a_loop_that_was_just_finished_is_finished(fake_loop, folder, monkeypatch) -> None:
     real = fake_loop.Train.run
 

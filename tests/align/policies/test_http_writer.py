@@ -7,18 +7,18 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from align.data.messages import Message
 from align.errors import RecipeError
-from align.loops.caller import CachedCaller
-from align.loops.calls import CallStore
-from align.loops.gate import Limits
-from align.loops.server import Call
 from align.policies.base import Sampling, stream_seed
-from align.policies.endpoint import Endpoint, OpenAICaller
 from align.policies.http_writer import HttpWriter
 from align.policies.token_writer import InProcessWriter
 from align.policies.writer import Draw, NoAnswer, Stem
-from align.records import Message
-from align.worlds.sums import sums_tokenizer
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
+from align.servers.gate import Limits
+from align.servers.server import Call
+from align.worlds.additions import sums_tokenizer
 from tests.align.judges.fault_server import FaultServer, no_faults, seeded
 from tests.align.judges.virtual_clock import VirtualClock, Watched
 

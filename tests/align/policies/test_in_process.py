@@ -15,12 +15,14 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from align.data.completions import Completion
+from align.data.messages import Message
+from align.data.prompts import Prompt
 from align.forest import TokenRow
 from align.policies.base import Failed, Sampling
 from align.policies.in_process import InProcessPolicy
 from align.policies.prompting import Prompting
-from align.records import Completion, Message, Prompt
-from align.worlds.sums import sums_tokenizer
+from align.worlds.additions import sums_tokenizer
 
 TOKENIZER = sums_tokenizer()
 VOCABULARY, END = len(TOKENIZER), TOKENIZER.eos_token_id

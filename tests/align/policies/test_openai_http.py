@@ -5,14 +5,16 @@ import logging
 
 import pytest
 
+from align.data.completions import Completion
+from align.data.messages import Message
+from align.data.prompts import Prompt
 from align.errors import RecipeError
-from align.loops.caller import CachedCaller
-from align.loops.calls import CallStore
-from align.loops.gate import Limits
 from align.policies.base import Failed, Sampling, sample_seed
-from align.policies.endpoint import Endpoint, OpenAICaller
 from align.policies.openai_http import HttpPolicy
-from align.records import Completion, Message, Prompt
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
+from align.servers.gate import Limits
 from tests.align.judges.fault_server import FAULTS, FaultServer, seeded
 from tests.align.judges.virtual_clock import VirtualClock, Watched
 

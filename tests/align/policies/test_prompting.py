@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.data.prompts import Prompt
+from align.data.row_policy import RowPolicy
 from align.errors import DataError
 from align.policies.base import Failed, Sampling
 from align.policies.prompting import Prompting
-from align.records import Message, PreferencePair, Prompt, RowPolicy
-from align.tokens import encode_pair
-from align.worlds.sums import sums_tokenizer
+from align.tokens.encoding import encode_pair
+from align.worlds.additions import sums_tokenizer
 
 
 def _tokenizers():

@@ -11,13 +11,14 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from align.data.messages import Message
+from align.data.problems import RowProblem
 from align.errors import RecipeError
 from align.policies.base import Sampling
 from align.policies.prompting import Prompting
 from align.policies.token_writer import InProcessWriter
 from align.policies.writer import Draw, Stem
-from align.records import Message, RowProblem
-from align.worlds.sums import sums_tokenizer
+from align.worlds.additions import sums_tokenizer
 
 TOKENIZER = sums_tokenizer()
 VOCABULARY, END = len(TOKENIZER), TOKENIZER.eos_token_id

@@ -15,15 +15,16 @@ import urllib.request
 import pytest
 import torch
 
+from align.data.messages import Message
+from align.data.prompts import Prompt
 from align.judges.base import Comparison, JudgeFailed, Prefers
 from align.judges.pairwise_llm import PairwiseLLM, PairwiseSettings
-from align.loops.caller import CachedCaller
-from align.loops.calls import CallStore
-from align.loops.gate import Limits
 from align.policies.base import Sampling
-from align.policies.endpoint import Endpoint, OpenAICaller
 from align.policies.openai_http import HttpPolicy
-from align.records import Message, Prompt
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
+from align.servers.gate import Limits
 from align.worlds import chat
 from align.worlds.bytes import bytes_tokenizer
 from tests.align.judges.scripted import InMemory, by_quality

@@ -7,12 +7,13 @@ import types
 
 import pytest
 
+from align.data.messages import Message
+from align.data.prompts import Prompt
 from align.errors import RecipeError
 from align.policies.base import Failed, Sampling
 from align.policies.vllm_engine import VLLMPolicy
-from align.records import Message, Prompt
 from align.worlds import chat
-from align.worlds.sums import sums_tokenizer
+from align.worlds.additions import sums_tokenizer
 
 TOKENIZER = sums_tokenizer()
 END = TOKENIZER.eos_token_id

@@ -9,11 +9,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.data.row_policy import RowPolicy
 from align.policies.base import Sampling
 from align.policies.token_writer import InProcessWriter
 from align.policies.writer import Draw, Stem
-from align.records import Message, PreferencePair, RowPolicy
-from align.tokens import encode_pair
+from align.tokens.encoding import encode_pair
 
 
 def _load_tokenizers():

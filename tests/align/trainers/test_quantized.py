@@ -10,10 +10,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from align.errors import NumericalError
+from align.policies.loading import load_policy
+from align.policies.quantization import keep_gradients_on_cpu
 from align.recipe import Model
+from align.stages.training import adapter_of
 from align.trainers import DPOConfig, DPOTrainer
-from align.trainers.quantization import keep_gradients_on_cpu
-from align.trainers.run import adapter_of, load_policy
 
 SECTION = {
     "load_in_4bit": True,

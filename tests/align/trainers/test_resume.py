@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from align.errors import RecipeError
-from align.manifest import damage, read_about
+from align.runs.manifest import damage, read_about
 from align.trainers import DPOConfig, DPOTrainer
 from align.trainers.checkpoints import newest_whole_checkpoint
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from align.manifest import damage
+from align.runs.manifest import damage
 from align.trainers import DPOConfig, DPOTrainer
 
 STEPS = 6

@@ -15,16 +15,21 @@ from peft import LoraConfig
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from align.data.images import Degraded, png
+from align.data.pairs import PreferencePair
+from align.data.problems import RowProblem
+from align.data.prompts import Prompt
+from align.data.row_policy import RowPolicy
+from align.data.row_report import RowReport
 from align.policies.base import Sampling
 from align.policies.in_process import InProcessPolicy
 from align.policies.prompting import Ends, Prompting
-from align.records import Degraded, PreferencePair, Prompt, RowPolicy, RowProblem, RowReport
-from align.tokens import encode_pair, encode_pairs, to_dataset
+from align.tokens.dataset import to_dataset
+from align.tokens.encoding import encode_pair, encode_pairs
+from align.tokens.vision.columns import Shown
+from align.tokens.vision.degrade import degrade
+from align.tokens.vision.pixels import PixelReader
 from align.trainers import PreferenceConfig, PreferenceTrainer
-from align.vision.columns import Shown
-from align.vision.degrade import degrade
-from align.vision.pixels import PixelReader
-from align.vision.refs import png
 
 _spec = importlib.util.spec_from_file_location(
     "vision_in_code", Path(__file__).with_name("vision_in_code.py")

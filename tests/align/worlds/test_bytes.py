@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.errors import RecipeError
-from align.worlds import judged_world, world
+from align.worlds import world
 from align.worlds.bytes import Bytes, bytes_tokenizer
 from align.worlds.sums import Sums
 
@@ -60,8 +60,9 @@ def test_the_merges_do_not_change_between_builds(tokenizer):
 def test_worlds_by_name():
     assert isinstance(world("world:sums"), Sums)
     assert isinstance(world("bytes"), Bytes)
-    with pytest.raises(RecipeError, match="Did you mean world:sums"):
+    assert world("sums").judged_by == "scores"
+    assert world("world:bytes").judged_by is None
+    with pytest.raises(RecipeError, match=r"did you mean `?world:sums"):
         world("world:sum")
-    assert isinstance(judged_world("sums"), Sums)
-    with pytest.raises(RecipeError, match="has no judge"):
-        judged_world("world:bytes")
+    with pytest.raises(RecipeError, match="world:bytes has no judge"):
+        world("world:bytes").judge()

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from align.records import Message, PreferencePair, RowPolicy
-from align.tokens import encode_pair
-from align.vision.refs import png
+from align.data.images import png
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.data.row_policy import RowPolicy
+from align.tokens.encoding import encode_pair
 from align.worlds import scene_model, world
 from align.worlds.scene_words import (
     COLOURS,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from align.diffusion.components import load_components
 from align.diffusion.latents import Record, encode, load_latents
+from align.diffusion.loading import load_components
+from align.diffusion.settings import DiffusionModel
 from align.errors import DataError
-from align.recipe.diffusion import DiffusionModel
 from align.worlds import shapes
 from align.worlds.shapes import (
     CAPTIONS,

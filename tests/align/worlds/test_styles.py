@@ -10,11 +10,11 @@ import torch
 from scipy.optimize import linprog
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from align.data.row_policy import RowPolicy
 from align.errors import RecipeError
-from align.records import RowPolicy
-from align.tokens import encode_pair
-from align.worlds import judged_world, style_game, styles, world
-from align.worlds.generation import Sample, sample_completions
+from align.policies.sampling import Sample, sample_completions
+from align.tokens.encoding import encode_pair
+from align.worlds import style_game, styles, world
 from align.worlds.style_game import (
     ADJECTIVES,
     MAX_NEW_TOKENS,
@@ -341,9 +341,20 @@ def test_building_the_model_is_a_function_of_its_settings(align_cache, tmp_path,
 
 
 def test_the_world_by_name():
-    assert isinstance(world("world:styles"), Styles)
-    with pytest.raises(RecipeError, match="no judge of right and wrong"):
-        judged_world("styles")
+    found = world("world:styles")
+    assert isinstance(found, Styles)
+    # Nothing is right or wrong in it: there are comparisons and no known answers.
+    assert found.judged_by == "comparisons"
+    assert found.judge().identity == styles.styles_judge().identity
+    with pytest.raises(RecipeError, match="world:styles has no right answers"):
+        found.question(found.prompts("held_out", 1, seed=0)[0])
+
+
+def test_few_held_out_prompts_are_the_first_of_many():
+    for seed in range(10):
+        many = Styles().prompts("held_out", 12, seed=seed)
+        for n in (1, 3, 5):
+            assert Styles().prompts("held_out", n, seed=seed) == many[:n]
 
 
 def test_no_two_styles_share_a_text():

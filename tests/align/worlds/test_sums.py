@@ -5,19 +5,12 @@ from itertools import permutations
 import pytest
 import torch
 
-from align.records import RowPolicy
-from align.tokens import encode_pair
+from align.data.row_policy import RowPolicy
+from align.policies.sampling import Sample
+from align.tokens.encoding import encode_pair
 from align.worlds import sums
-from align.worlds.generation import Sample
-from align.worlds.sums import (
-    Sums,
-    SumsSettings,
-    judge,
-    prompt_of,
-    solution_of,
-    split_of,
-    sums_tokenizer,
-)
+from align.worlds.additions import judge, prompt_of, solution_of, split_of, sums_tokenizer
+from align.worlds.sums import Sums, SumsSettings
 
 OPERANDS = (17, 35, 28)
 

@@ -7,18 +7,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from align.data.messages import Message
+from align.data.questions import Candidates
 from align.errors import DataError
 from align.forest import score_rows
 from align.policies.local_tokens import LocalTokens
 from align.policies.prompting import Prompting
-from align.recipe.pipelines.expert_correction import ExpertCorrection, OnPolicyAlignment
-from align.records import Message
+from align.worlds.additions import prompt_of, solution_of, sums_tokenizer
 from align.worlds.chat import tiny_llama
-from align.worlds.sums import prompt_of, solution_of, sums_tokenizer
-from data_pipelines.expert_correction import ExpertCorrectionWork
-from data_pipelines.expert_correction.alignment import Response, align_on_policy, responses_in
-from data_pipelines.expert_correction.world import SumsExpert
-from data_pipelines.rows import Candidates
+from align_data.expert_correction import ExpertCorrectionWork
+from align_data.expert_correction.alignment import Response, align_on_policy, responses_in
+from align_data.expert_correction.settings import (
+    ExpertCorrectionSettings,
+    OnPolicyAlignmentSettings,
+)
+from align_data.expert_correction.world import SumsExpert
 
 TOKENIZER = sums_tokenizer()
 SETTINGS = {"rank": 8, "alpha": 128, "learning_rate": 1e-2, "batch": 8, "epochs": 6}
@@ -37,7 +40,9 @@ def responses(n=16):
         for k in range(n)
     ]
     encoder = LocalTokens(TOKENIZER, None)
-    work = ExpertCorrectionWork(ExpertCorrection(), SumsExpert(), encoder, seed=0, config_hash="h")
+    work = ExpertCorrectionWork(
+        ExpertCorrectionSettings(), SumsExpert(), encoder, seed=0, config_hash="h"
+    )
     return responses_in(work(units))
 
 
@@ -46,7 +51,7 @@ def model():
 
 
 def aligned(folder, some=None, seed=0, **given):
-    settings = OnPolicyAlignment.model_validate({**SETTINGS, **given})
+    settings = OnPolicyAlignmentSettings.model_validate({**SETTINGS, **given})
     return align_on_policy(
         model(), TOKENIZER, some or responses(), settings, seed=seed, folder=folder
     )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_pipelines.expert_correction.report import BadReport, read_report
+from align_data.expert_correction.report import BadReport, read_report
 
 TEXT = "The cat is red. It sits.\n\nIt has  two tails."
 

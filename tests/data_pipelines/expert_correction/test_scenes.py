@@ -4,22 +4,26 @@ import json
 
 import pytest
 
+from align.data.built import Built
+from align.data.images import Degraded, png
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.data.prompts import Prompt
+from align.data.questions import Candidates
+from align.data.row_policy import RowPolicy
 from align.errors import RecipeError
 from align.policies.base import Failed, Sampling
 from align.policies.local_tokens import LocalTokens
-from align.recipe.pipelines.expert_correction import ExpertCorrection
-from align.records import Degraded, Message, PreferencePair, Prompt, RowPolicy
-from align.tokens import encode_pair
+from align.tokens.encoding import encode_pair
 from align.trainers.rows import refuse_rows_without_signal
-from align.vision.refs import png
 from align.worlds import scene_model
 from align.worlds.scene_words import Object, caption
 from align.worlds.scenes import QUESTION, picture
-from data_pipelines.expert_correction.report import read_report
-from data_pipelines.expert_correction.revise import Faulty, question
-from data_pipelines.expert_correction.scenes import ScenesExpert, report_on
-from data_pipelines.expert_correction.work import ExpertCorrectionWork
-from data_pipelines.rows import Built, Candidates
+from align_data.expert_correction.report import read_report
+from align_data.expert_correction.revise import Faulty, question
+from align_data.expert_correction.scenes import ScenesExpert, report_on
+from align_data.expert_correction.settings import ExpertCorrectionSettings
+from align_data.expert_correction.work import ExpertCorrectionWork
 
 SCENE = (Object("red", "square"), None, None, Object("blue", "cross"))
 KINDS = ("gt_vs_gen", "rev_vs_gen", "gt_img", "rev_img")
@@ -42,7 +46,7 @@ def unit(*responses: str, images: bool = True) -> Candidates:
 
 def built(*units: Candidates, **settings: object) -> list[Built]:
     work = ExpertCorrectionWork(
-        ExpertCorrection.model_validate({"pairs": KINDS} | settings),
+        ExpertCorrectionSettings.model_validate({"pairs": KINDS} | settings),
         ScenesExpert(),
         LocalTokens(scene_model.processor(), None),
         seed=0,
@@ -121,7 +125,7 @@ def test_four_kinds_of_pairs_of_one_response() -> None:
 
 
 def test_image_pairs_are_rows_that_a_trainer_takes() -> None:
-    from align.tokens import to_dataset
+    from align.tokens.dataset import to_dataset
 
     processor = scene_model.processor()
     (one,) = built(unit(WRONG), degraded_share=0.5)

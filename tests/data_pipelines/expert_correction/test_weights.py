@@ -6,23 +6,24 @@ from itertools import pairwise
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from align.data.built import SpanWeight
+from align.data.messages import Message
+from align.data.problems import RowProblem
 from align.policies.local_tokens import LocalTokens
-from align.recipe.pipelines.expert_correction import ExpertCorrection
-from align.records import Message, RowProblem
+from align.worlds.additions import sums_tokenizer
 from align.worlds.chat import SPECIAL_TOKENS, chat_tokenizer
-from align.worlds.sums import sums_tokenizer
-from data_pipelines.expert_correction.report import read_report
-from data_pipelines.expert_correction.weights import (
+from align_data.expert_correction.report import read_report
+from align_data.expert_correction.settings import ExpertCorrectionSettings
+from align_data.expert_correction.weights import (
     image_weight,
     severity_weight,
     spans,
     token_spans,
     token_weights,
 )
-from data_pipelines.rows import SpanWeight
 from tests.data_pipelines.expert_correction.test_report import GOOD, TEXT, report_of, sentence
 
-SETTINGS = ExpertCorrection()
+SETTINGS = ExpertCorrectionSettings()
 PROMPT = (Message(role="user", content="What is there?"),)
 
 
@@ -65,7 +66,7 @@ def metaspace():
 def weights_of(tokenizer, prompt=PROMPT, report=GOOD, text=TEXT, **given):
     encoder = LocalTokens(tokenizer, None)
     read = read_report(json.dumps(report), text)
-    of_gen, of_rev = spans(read, ExpertCorrection.model_validate(given))
+    of_gen, of_rev = spans(read, ExpertCorrectionSettings.model_validate(given))
     return (
         token_weights(encoder, prompt, text, of_gen, at_end=0.0),
         token_weights(encoder, prompt, read.revised, of_rev, at_end=None),

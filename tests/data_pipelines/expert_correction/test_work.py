@@ -5,16 +5,22 @@ import random
 
 import pytest
 
+from align.data.messages import Message
+from align.data.pairs import PreferencePair, check_pair
+from align.data.problems import REASONS
+from align.data.questions import Candidates, Question
+from align.data.row_policy import RowPolicy
+from align.data.row_report import RowReport
 from align.errors import RecipeError
 from align.policies.base import Capabilities, Failed, completion_of
 from align.policies.local_tokens import LocalTokens
-from align.recipe.pipelines.expert_correction import ExpertCorrection
-from align.records import REASONS, Message, PreferencePair, RowPolicy, RowReport, check_pair
-from align.tokens import encode_pairs, to_dataset
-from align.worlds.sums import SLIPS, judge, prompt_of, solution_of, sums_tokenizer
-from data_pipelines.expert_correction import ExpertCorrectionWork
-from data_pipelines.expert_correction.world import SumsExpert, report_on
-from data_pipelines.rows import Candidates, Question
+from align.tokens.dataset import to_dataset
+from align.tokens.encoding import encode_pairs
+from align.worlds.additions import judge, prompt_of, solution_of, sums_tokenizer
+from align.worlds.sums import SLIPS
+from align_data.expert_correction import ExpertCorrectionWork
+from align_data.expert_correction.settings import ExpertCorrectionSettings
+from align_data.expert_correction.world import SumsExpert, report_on
 
 ENCODER = LocalTokens(sums_tokenizer(), None)
 OPERANDS = (17, 35, 28)
@@ -48,7 +54,7 @@ def attempts(n, seed=0):
 
 
 def work(by=None, encoder=ENCODER, policy=None, seed=0, **given):
-    settings = ExpertCorrection.model_validate(given)
+    settings = ExpertCorrectionSettings.model_validate(given)
     return ExpertCorrectionWork(
         settings, by or SumsExpert(), encoder, policy, seed=seed, config_hash="h"
     )

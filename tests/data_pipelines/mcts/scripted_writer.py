@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 
+from align.data.messages import Text
 from align.policies.writer import Draw, Drawn, NoAnswer, OptionMass, Stem
-from align.records import Text
 
 END = 0
 # (question, answer so far, samples) -> texts; a "$" stands for the end token.

@@ -1,15 +1,15 @@
 import pytest
 
+from align.data.messages import Message
+from align.data.questions import Question
 from align.policies.writer import OptionMass
-from align.records import Message
-from data_pipelines.mcts.confidence import (
+from align_data.mcts.confidence import (
     best,
     confidence,
     evaluation_prompt,
     rank_values,
     ranking_prompt,
 )
-from data_pipelines.rows import Question
 
 QUESTION = Question(prompt="2 + 2 + 3?", answer="7", solution="2 + 2 = 4", source="t", row=1)
 

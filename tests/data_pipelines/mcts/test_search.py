@@ -3,12 +3,11 @@ from collections import Counter
 
 import pytest
 
-from align.recipe.pipelines.mcts import MCTS
-from align.records import content_id
-from data_pipelines.mcts.step_pairs import smoothing
-from data_pipelines.mcts.tree import Tree
-from data_pipelines.mcts.work import MCTSWork
-from data_pipelines.rows import Question
+from align.data.questions import Question
+from align_data.mcts.settings import AgentQSettings, XieSettings
+from align_data.mcts.step_pairs import smoothing
+from align_data.mcts.tree import Tree
+from align_data.mcts.work import MCTSWork
 from tests.data_pipelines.mcts.scripted_writer import (
     END,
     Says,
@@ -32,18 +31,18 @@ def asked(row=1, **fields):
 
 
 def work(settings, writer, right=lambda text: text in RIGHT, **given):
-    hashed = content_id(settings.model_dump(mode="json"))
+    hashed = settings.config_hash
     return MCTSWork(settings, writer, Says(right), seed=0, config_hash=hashed, **given)
 
 
 def xie(**fields):
     given = {"confidence": "none", "first_breadth": 3, "breadth": 2, "exploration": 5.0}
-    return MCTS(**(given | fields))
+    return XieSettings(**(given | fields))
 
 
 def agent_q(**fields):
-    given = {"variant": "agent_q", "first_breadth": 3, "breadth": 2, "root_simulations": 60}
-    return MCTS(**(given | fields))
+    given = {"first_breadth": 3, "breadth": 2, "root_simulations": 60}
+    return AgentQSettings(**(given | fields))
 
 
 def built(settings, options=KNOWN, questions=None, mass=None, **given):

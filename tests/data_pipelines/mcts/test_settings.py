@@ -1,39 +1,63 @@
 import pytest
 from pydantic import ValidationError
 
-from align.recipe.pipelines.mcts import MCTS
+from align_data.mcts.settings import AgentQSettings, XieSettings
 
 
 @pytest.mark.parametrize(
-    ("fields", "key"),
+    ("settings", "fields", "key"),
     [
-        ({"variant": "agent_q", "length_penalty": 2.0}, "length_penalty"),
-        ({"variant": "agent_q", "backup": "mean"}, "backup"),
-        ({"variant": "agent_q", "ranking": "none"}, "mix"),
-        ({"variant": "agent_q", "labels": "visits"}, "labels"),
-        ({"variant": "agent_q", "breadth": 27}, "breadth"),
-        ({"threshold": 0.3}, "threshold"),
-        ({"beyond_depth": "stop", "confidence": "none"}, "beyond_depth"),
-        ({"backup": "mean", "root_count": "twice"}, "root_count"),
-        ({"confidence": "grades", "confidence_scale": "normalised"}, "confidence_scale"),
-        ({"max_steps": 3}, "max_steps"),
+        (AgentQSettings, {"ranking": "none"}, "mix: "),
+        (AgentQSettings, {"labels": "visits"}, "labels"),
+        (AgentQSettings, {"breadth": 27}, "breadth: "),
+        (XieSettings, {"beyond_depth": "stop", "confidence": "none"}, "beyond_depth: "),
+        (XieSettings, {"backup": "mean", "root_count": "twice"}, "root_count: "),
+        (
+            XieSettings,
+            {"confidence": "grades", "confidence_scale": "normalised"},
+            "confidence_scale: ",
+        ),
+        (XieSettings, {"max_steps": 3}, "max_steps: "),
     ],
 )
-def test_what_cannot_stand_together_is_refused(fields, key):
-    with pytest.raises(ValidationError, match=f"{key}: "):
-        MCTS(**fields)
+def test_what_cannot_stand_together_is_refused(settings, fields, key):
+    with pytest.raises(ValidationError, match=key):
+        settings(**fields)
 
 
-def test_each_variant_has_its_own_defaults():
-    xie, agent_q = MCTS(), MCTS(variant="agent_q")
-    assert (xie.children, xie.from_root, xie.from_step) == (2, 20, 10)
-    assert (xie.most_pairs, xie.pairs_are_from, xie.labelled_by) == (8, "committed", "visits")
-    assert xie.trees_kept == "right"
-    assert (agent_q.children, agent_q.from_root, agent_q.most_pairs) == (4, 20, None)
-    assert (agent_q.pairs_are_from, agent_q.labelled_by) == ("all", "hard")
-    assert agent_q.trees_kept == "all"
+# Every key that only one of the two searches reads, at its default there.
+OWN = [
+    (settings, other, key)
+    for settings, other in ((XieSettings, AgentQSettings), (AgentQSettings, XieSettings))
+    for key in sorted(set(settings.model_fields) - set(other.model_fields))
+]
 
 
-def test_every_default_is_accepted_when_written_out():
-    for settings in (MCTS(), MCTS(variant="agent_q")):
-        assert MCTS(**settings.model_dump()) == settings
+@pytest.mark.parametrize(("settings", "other", "key"), OWN)
+def test_keys_of_the_other_search_are_refused(settings, other, key):
+    default = settings.model_fields[key].default
+    assert settings(**{key: default}) == settings()
+    with pytest.raises(ValidationError, match=rf"{key}\n  Extra inputs are not permitted"):
+        other(**{key: default})
+
+
+def test_the_two_searches_have_keys_of_their_own():
+    assert {key for settings, _, key in OWN if settings is AgentQSettings} == {
+        "ranking", "mix", "threshold",
+    }  # fmt: skip
+    assert {"simulations", "length_penalty", "backup", "confidence"} < {key for *_, key in OWN}
+
+
+def test_each_search_has_its_own_defaults():
+    xie, agent_q = XieSettings(), AgentQSettings()
+    assert (xie.breadth, xie.from_root, xie.from_step) == (2, 20, 10)
+    assert (xie.max_pairs, xie.pairs_from, xie.labels) == (8, "committed", "visits")
+    assert xie.keep_trees == "right"
+    assert (agent_q.breadth, agent_q.from_root, agent_q.max_pairs) == (4, 20, None)
+    assert (agent_q.pairs_from, agent_q.labels, agent_q.keep_trees) == ("all", "hard", "all")
+
+
+@pytest.mark.parametrize("settings", [XieSettings, AgentQSettings])
+def test_every_default_is_accepted_when_written_out(settings):
+    assert settings(**settings().model_dump()) == settings()
+    assert settings(**settings().model_dump()).config_hash == settings().config_hash

@@ -1,9 +1,10 @@
 from html.parser import HTMLParser
 
-from align.recipe.pipelines.mcts import MCTS
-from data_pipelines.mcts.show import tree_as_html, tree_as_text
-from data_pipelines.mcts.work import MCTSWork
-from data_pipelines.rows import Question
+from align.data.questions import Question
+from align_data.mcts.settings import XieSettings
+from align_data.mcts.show import tree_as_html, tree_as_text
+from align_data.mcts.stage import MCTS, AgentQ
+from align_data.mcts.work import MCTSWork
 from tests.data_pipelines.mcts.scripted_writer import Says, ScriptedWriter, every_step
 
 OPTIONS = {
@@ -14,7 +15,7 @@ OPTIONS = {
 
 
 def record():
-    settings = MCTS(confidence="none", first_breadth=2, root_simulations=8)
+    settings = XieSettings(confidence="none", first_breadth=2, root_simulations=8)
     writer = ScriptedWriter(every_step(OPTIONS))
     job = MCTSWork(settings, writer, Says(lambda t: "yes" in t), seed=0, config_hash="x")
     [one] = job([Question(prompt="<q>?", source="test", row=1)])
@@ -56,3 +57,10 @@ def test_as_html():
 
     Balanced().feed(text)
     assert opened == []
+
+
+def test_the_stages_of_both_searches_show_their_records():
+    tree = record()
+    for node in (MCTS, AgentQ, MCTS(verify="world")):
+        assert node.show(tree, as_html=False) == tree_as_text(tree)
+        assert node.show(tree, as_html=True) == tree_as_html(tree)

@@ -1,7 +1,7 @@
 import pytest
 
 from align.policies.writer import Drawn
-from data_pipelines.mcts.steps import chunk_end, cut, pieces, tokens_for
+from align_data.mcts.steps import chunk_end, cut, pieces, tokens_for
 
 
 def drawn(text, finish="length", end=False):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from data_pipelines.mcts.tree import (
+from align_data.mcts.tree import (
     Tree,
     back_up_mean,
     back_up_outcome,

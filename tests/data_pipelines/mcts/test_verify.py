@@ -1,8 +1,8 @@
 import pytest
 
-from align.records import Message
-from data_pipelines.mcts.verify import KnownAnswerVerifier, SumsVerifier, gsm8k_answer
-from data_pipelines.rows import Question
+from align.data.messages import Message
+from align.data.questions import Question
+from align_data.mcts.verify import KnownAnswerVerifier, SumsVerifier, gsm8k_answer
 
 
 def asked(prompt, answer=None):

@@ -5,19 +5,20 @@ import json
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from align.data.messages import Message
+from align.data.questions import Question
+from align.data.row_policy import RowPolicy
 from align.forest import score_rows
 from align.forest.rows import TokenRow
 from align.policies.token_writer import InProcessWriter
-from align.recipe.pipelines.mcts import MCTS
-from align.records import Message, RowPolicy
-from align.tokens import encode_pair
+from align.tokens.encoding import encode_pair
 from align.worlds.bytes import Bytes
-from data_pipelines.mcts.verify import KnownAnswerVerifier, gsm8k_answer
-from data_pipelines.mcts.work import MCTSWork
-from data_pipelines.rows import Question
+from align_data.mcts.settings import XieSettings
+from align_data.mcts.verify import KnownAnswerVerifier, gsm8k_answer
+from align_data.mcts.work import MCTSWork
 from tests.data_pipelines.mcts.scripted_writer import Says
 
-SETTINGS = MCTS(
+SETTINGS = XieSettings(
     first_breadth=3,
     depth=2,
     root_simulations=6,

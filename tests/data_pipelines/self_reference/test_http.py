@@ -2,22 +2,23 @@
 
 import pytest
 
-from align.loops.caller import CachedCaller
-from align.loops.calls import CallStore
-from align.loops.gate import Limits
+from align.data.messages import Message
+from align.data.prompts import Prompt
+from align.data.questions import Candidates
 from align.policies.base import Sampling
-from align.policies.endpoint import Endpoint, OpenAICaller
 from align.policies.openai_http import HttpPolicy
-from align.recipe.pipelines.self_reference import SelfReference
-from align.records import Message, Prompt
-from align.worlds.sums import prompt_of, solution_of
-from data_pipelines.rows import Candidates
-from data_pipelines.self_reference import SelfReferenceWork
-from data_pipelines.self_reference.world import SumsAnnotator
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
+from align.servers.gate import Limits
+from align.worlds.additions import prompt_of, solution_of
+from align_data.self_reference import SelfReferenceWork
+from align_data.self_reference.settings import SelfReferenceSettings
+from align_data.self_reference.world import SumsAnnotator
 from tests.align.judges.fault_server import FaultServer, seeded
 from tests.align.judges.virtual_clock import VirtualClock, Watched
 
-SETTINGS = SelfReference(strength="votes")
+SETTINGS = SelfReferenceSettings(strength="votes")
 UNITS = [
     Candidates(
         prompt=(Message(role="user", content=prompt_of((10 + n, 20, 30))),),

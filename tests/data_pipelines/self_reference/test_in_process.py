@@ -8,12 +8,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from align.forest import TokenRow, score_rows
 from align.policies.prompting import Prompting
 from align.policies.token_writer import InProcessWriter
-from align.recipe.pipelines.self_reference import SelfReference
 from align.worlds.bytes import Bytes
-from data_pipelines.self_reference import SelfReferenceWork
-from data_pipelines.self_reference.annotate import ORDERS, annotation, verdict_line
-from data_pipelines.self_reference.verdict import parse
-from data_pipelines.self_reference.world import SumsAnnotator
+from align_data.self_reference import SelfReferenceWork
+from align_data.self_reference.annotate import ORDERS, annotation, verdict_line
+from align_data.self_reference.settings import SelfReferenceSettings
+from align_data.self_reference.verdict import parse
+from align_data.self_reference.world import SumsAnnotator
 from tests.data_pipelines.self_reference.test_work import right_and_wrong
 
 
@@ -24,7 +24,9 @@ def loaded():
 
 
 def built_by(loaded, units, **given):
-    settings = SelfReference.model_validate({"verdict": "forced", "min_label_mass": 0, **given})
+    settings = SelfReferenceSettings.model_validate(
+        {"verdict": "forced", "min_label_mass": 0, **given}
+    )
     writer = InProcessWriter(*loaded)
     return SelfReferenceWork(settings, SumsAnnotator(slip=0), writer, seed=0, config_hash="h")(
         units
@@ -39,7 +41,7 @@ def test_forced_verdicts_are_the_models_log_probs(loaded):
     s = []
     for one, order in zip(rounds, ORDERS, strict=True):
         shown = unit.responses if order == "12" else unit.responses[::-1]
-        asked = annotation(unit, *shown, own, SelfReference().principle)
+        asked = annotation(unit, *shown, own, SelfReferenceSettings().principle)
         body = parse(one["feedback"], asked.code).body
         rows = [
             Prompting(loaded[1]).row(
@@ -73,7 +75,7 @@ def test_whole_critiques_are_scored_with_their_end_token(loaded):
     (built,) = built_by(loaded, [unit], **settings)
     one = built.record["judgements"][0]["rounds"][0]
     own = built.record["own_answers"][0]["text"]
-    asked = annotation(unit, *unit.responses, own, SelfReference().principle)
+    asked = annotation(unit, *unit.responses, own, SelfReferenceSettings().principle)
     row = Prompting(loaded[1]).row(asked.prompt.prompt, one["feedback"])
     expected = float(score_rows(loaded[0], [row]).average()[0])
     assert one["mean_logp"] == pytest.approx(expected, abs=1e-4)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from align.recipe.pipelines.self_reference import SelfReference
-from data_pipelines.self_reference.strength import Round, decide
+from align_data.self_reference.settings import SelfReferenceSettings
+from align_data.self_reference.strength import Round, decide
 
 
 def one(k, verdict, ppl=None, mean_logp=None, failure=None):
@@ -14,7 +14,7 @@ def one(k, verdict, ppl=None, mean_logp=None, failure=None):
 
 
 def settings(**given):
-    return SelfReference.model_validate({"strength": "votes", **given})
+    return SelfReferenceSettings.model_validate({"strength": "votes", **given})
 
 
 def test_the_verdicts_of_the_swapped_order_are_of_the_other_response():

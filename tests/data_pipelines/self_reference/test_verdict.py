@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.self_reference.verdict import parse
+from align_data.self_reference.verdict import parse
 
 CODE = "0a1b2c3d"
 

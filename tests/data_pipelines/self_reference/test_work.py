@@ -4,16 +4,18 @@ import random
 
 import pytest
 
+from align.data.messages import Message
+from align.data.pairs import check_pair
+from align.data.problems import REASONS
+from align.data.questions import Candidates
 from align.errors import RecipeError
 from align.policies.base import Failed, completion_of
 from align.policies.writer import NoAnswer
-from align.recipe.pipelines.self_reference import SelfReference
-from align.records import REASONS, Message, check_pair
-from align.worlds.sums import prompt_of, solution_of
-from data_pipelines.rows import Candidates
-from data_pipelines.self_reference import SelfReferenceWork
-from data_pipelines.self_reference.annotate import annotation
-from data_pipelines.self_reference.world import SumsAnnotator, quality
+from align.worlds.additions import prompt_of, solution_of
+from align_data.self_reference import SelfReferenceWork
+from align_data.self_reference.annotate import annotation
+from align_data.self_reference.settings import SelfReferenceSettings
+from align_data.self_reference.world import SumsAnnotator, quality
 
 
 def unit(operands, *responses, row=1):
@@ -40,7 +42,7 @@ def right_and_wrong(n, seed=0):
 
 
 def work(annotator, scorer=None, seed=0, **given):
-    settings = SelfReference.model_validate(given)
+    settings = SelfReferenceSettings.model_validate(given)
     return SelfReferenceWork(
         settings, annotator, scorer or annotator, seed=seed, config_hash="h", round=2
     )
@@ -301,7 +303,11 @@ def test_a_strength_without_a_scorer_is_refused():
     for given in ({}, {"strength": "votes", "verdict": "forced"}):
         with pytest.raises(RecipeError, match="strength: votes"):
             SelfReferenceWork(
-                SelfReference.model_validate(given), SumsAnnotator(), None, seed=0, config_hash="h"
+                SelfReferenceSettings.model_validate(given),
+                SumsAnnotator(),
+                None,
+                seed=0,
+                config_hash="h",
             )
 
 

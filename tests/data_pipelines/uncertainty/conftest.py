@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from align.recipe.pipelines.uncertainty import Classifier
-from align.records import Message, PreferencePair
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.worlds.additions import sums_tokenizer
 from align.worlds.chat import tiny_llama
-from align.worlds.sums import sums_tokenizer
+from align_data.uncertainty.settings import Classifier
 
 TEMPLATE = "{query}\n{first}\n{second}"
 

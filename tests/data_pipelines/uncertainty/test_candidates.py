@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.uncertainty.candidates import candidate_pairs
+from align_data.uncertainty.candidates import candidate_pairs
 
 
 def places(rewards, rule):

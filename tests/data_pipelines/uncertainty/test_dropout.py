@@ -4,9 +4,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.errors import RecipeError
-from align.recipe.pipelines.uncertainty import Classifier
-from data_pipelines.uncertainty.dropout import Passes, Spot, Thinning, blocks_of, spots_of
-from data_pipelines.uncertainty.files import new_classifier
+from align_data.uncertainty.dropout import Passes, Spot, Thinning, blocks_of, spots_of
+from align_data.uncertainty.files import new_classifier
+from align_data.uncertainty.settings import Classifier
 
 IDS = torch.tensor([[1, 9, 10, 11, 12, 2], [1, 12, 11, 10, 2, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])

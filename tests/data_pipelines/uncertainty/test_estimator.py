@@ -2,11 +2,11 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from align.data.messages import Message
 from align.errors import RecipeError
 from align.judges.base import Comparison, JudgeFailed
-from align.records import Message
-from align.worlds.sums import sums_tokenizer
-from data_pipelines.uncertainty.estimator import PairClassifier, estimates, padding_id
+from align.worlds.additions import sums_tokenizer
+from align_data.uncertainty.estimator import PairClassifier, estimates, padding_id
 
 TOKENIZER = sums_tokenizer()
 ASKED = (Message(role="user", content="1+2?"),)

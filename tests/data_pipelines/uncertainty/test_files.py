@@ -2,11 +2,11 @@ import json
 
 import pytest
 
+from align.data.messages import Message
 from align.errors import DataError, RecipeError
 from align.judges.base import Comparison
-from align.recipe.pipelines.uncertainty import Likelihood, Lora
-from align.records import Message
-from data_pipelines.uncertainty.files import make_estimator, open_estimator
+from align_data.uncertainty.files import make_estimator, open_estimator
+from align_data.uncertainty.settings import Likelihood, Lora
 
 ITEMS = [Comparison((Message(role="user", content="1+2?"),), "31", "4", "")]
 

@@ -3,15 +3,16 @@ from collections import Counter
 
 import pytest
 
-from align.judges.rule import sums_judge
-from align.recipe.pipelines.uncertainty import Legacy, Mu, Smoothing, Top, Uncertainty
-from align.records import Message, PreferencePair
-from data_pipelines.rows import Candidates
-from data_pipelines.uncertainty.finish import finish
-from data_pipelines.uncertainty.report import findings, warnings
-from data_pipelines.uncertainty.select import uniform
-from data_pipelines.uncertainty.work import UncertaintyWork
-from data_pipelines.uncertainty.world import FlippedJudge, truth
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.data.questions import Candidates
+from align.worlds.sums import sums_judge
+from align_data.uncertainty.finish import finish
+from align_data.uncertainty.report import findings, warnings
+from align_data.uncertainty.select import uniform
+from align_data.uncertainty.settings import Legacy, Mu, Smoothing, Top, UncertaintySettings
+from align_data.uncertainty.work import UncertaintyWork
+from align_data.uncertainty.world import FlippedJudge, truth
 
 RIGHT = "11+12=23\n23+{0}={1}\n{1}"
 WRONG = "11+12=24\n24+{0}={1}\n{1}"
@@ -67,14 +68,16 @@ def labelled(n=20):
 @pytest.fixture(scope="module")
 def estimated():
     work = UncertaintyWork(
-        Uncertainty(), Sums(), FlippedJudge(sums_judge(), flips=0.25, seed=3), seed=1,
+        UncertaintySettings(), Sums(), FlippedJudge(sums_judge(), flips=0.25, seed=3), seed=1,
         config_hash="h",
     )  # fmt: skip
     return work(units())
 
 
 def finished(estimated, labels=(), **settings):
-    found = finish(estimated, Uncertainty(**settings), seed=1, config_hash="h", labelled=labels)
+    found = finish(
+        estimated, UncertaintySettings(**settings), seed=1, config_hash="h", labelled=labels
+    )
     assert all(b.read == len(b.pairs) + len(b.dropped) for b in found)
     assert sum(b.read for b in found[: len(estimated)]) == sum(b.read for b in estimated)
     return found

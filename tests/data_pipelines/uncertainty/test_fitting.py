@@ -1,15 +1,15 @@
 import pytest
 import torch
 
+from align.data.messages import prompt_id
 from align.errors import DataError, NumericalError
-from align.records import prompt_id
-from data_pipelines.uncertainty.files import new_classifier
-from data_pipelines.uncertainty.fitting import fit, split
+from align_data.uncertainty.files import new_classifier
+from align_data.uncertainty.fitting import fit, split
 
 
 @pytest.fixture(scope="module")
 def fitted(backbone, labelled):
-    from align.recipe.pipelines.uncertainty import Classifier
+    from align_data.uncertainty.settings import Classifier
 
     settings = Classifier(
         template="{query}\n{first}\n{second}", max_length=64, lora=None, dropout_in="blocks",
@@ -45,7 +45,7 @@ def test_the_same_again(backbone, labelled, settings):
 
 
 def test_only_adapter_and_head_are_trained(backbone, labelled, settings):
-    from align.recipe.pipelines.uncertainty import Lora
+    from align_data.uncertainty.settings import Lora
 
     low_rank = settings.model_copy(
         update={"lora": Lora(r=4, alpha=8), "dropout_in": "adapter", "epochs": 1}

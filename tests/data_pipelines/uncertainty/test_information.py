@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.uncertainty.information import (
+from align_data.uncertainty.information import (
     Estimate,
     entropy,
     estimate_of,

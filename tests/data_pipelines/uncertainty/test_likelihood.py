@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from align.data.messages import Message
 from align.errors import DataError
 from align.judges.base import Comparison, JudgeFailed
-from align.recipe.pipelines.uncertainty import Likelihood
-from align.records import Message
-from align.worlds.sums import sums_tokenizer
-from data_pipelines.uncertainty.likelihood import LikelihoodEstimator, fit_likelihood, fitted_scale
+from align.worlds.additions import sums_tokenizer
+from align_data.uncertainty.likelihood import LikelihoodEstimator, fit_likelihood, fitted_scale
+from align_data.uncertainty.settings import Likelihood
 
 TOKENIZER = sums_tokenizer()
 ASKED = (Message(role="user", content="1+2?"),)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from align.recipe.pipelines.uncertainty import Legacy, Mu, Top
-from data_pipelines.uncertainty.dropout import Spot, Thinning
-from data_pipelines.uncertainty.information import estimate_of
-from data_pipelines.uncertainty.select import Row, select
+from align_data.uncertainty.dropout import Spot, Thinning
+from align_data.uncertainty.information import estimate_of
+from align_data.uncertainty.select import Row, select
+from align_data.uncertainty.settings import Legacy, Mu, Top
 
 FEATURES, WIDTH, PSEUDO, PASSES = 16, 64, 4000, 10
 

@@ -1,10 +1,11 @@
 import pytest
 
+from align.data.messages import Message
+from align.data.problems import RowProblem
 from align.judges.base import Comparison
-from align.recipe.pipelines.uncertainty import DEFAULT_TEMPLATE
-from align.records import Message, RowProblem
-from align.worlds.sums import sums_tokenizer
-from data_pipelines.uncertainty.reading import PairReader, query_of
+from align.worlds.additions import sums_tokenizer
+from align_data.uncertainty.reading import PairReader, query_of
+from align_data.uncertainty.settings import DEFAULT_TEMPLATE
 
 TOKENIZER = sums_tokenizer()
 ASKED = (Message(role="user", content="1+2?"),)

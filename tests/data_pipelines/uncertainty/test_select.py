@@ -3,8 +3,8 @@ from collections import Counter
 
 import pytest
 
-from align.recipe.pipelines.uncertainty import Legacy, Mu, Top
-from data_pipelines.uncertainty.select import Row, drawn, select, uniform
+from align_data.uncertainty.select import Row, drawn, select, uniform
+from align_data.uncertainty.settings import Legacy, Mu, Top
 
 
 def rows(n=200, *, per_prompt=1, agrees=lambda i: True):

@@ -1,21 +1,20 @@
 import pytest
 from pydantic import ValidationError
 
-from align.recipe.pipelines.uncertainty import Uncertainty
+from align_data.uncertainty.settings import UncertaintySettings
 
 
 def test_the_defaults_stand_together():
-    node = Uncertainty()
-    assert Uncertainty.model_validate(node.model_dump(mode="json")) == node
+    node = UncertaintySettings()
+    assert UncertaintySettings.model_validate(node.model_dump(mode="json")) == node
     assert (node.select.rule, node.order, node.smoothing.mode) == (
         "agree+topk", "both", "information",
     )  # fmt: skip
 
 
 def test_the_published_program_can_be_written_down():
-    node = Uncertainty.model_validate(
+    node = UncertaintySettings.model_validate(
         {
-            "run": "uncertainty",
             "rewards": {"by": "reward_model", "path": "some/reward-model"},
             "reference_answer": "add",
             "candidates": "extremes",
@@ -54,12 +53,12 @@ def test_the_published_program_can_be_written_down():
             "does not read it",
         ),
         ({"smoothing": {"mode": "information", "mu": 3}}, "does not read it"),
-        ({"rewards": {"by": "world", "path": "x"}}, "does not read it"),
-        ({"rewards": {"by": "reward_model"}}, "is missing"),
+        ({"rewards": {"by": "world", "path": "x"}}, "rewards.path\n  Extra inputs"),
+        ({"rewards": {"by": "reward_model"}}, "rewards.path\n  Field required"),
         ({"rewards": {"by": "reward_model", "path": "x", "flips": 0.2}}, "turned over"),
-        ({"rewards": {"by": "world", "pattern": "x"}}, "does not read it"),
+        ({"rewards": {"by": "world", "pattern": "x"}}, "rewards.pattern\n  Extra inputs"),
     ],
 )
 def test_what_cannot_stand_together_is_refused_with_a_sentence(node, says):
     with pytest.raises(ValidationError, match=says):
-        Uncertainty.model_validate(node)
+        UncertaintySettings.model_validate(node)

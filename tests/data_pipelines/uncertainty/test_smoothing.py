@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from align.objectives.dpo import DPO
-from align.recipe.pipelines.uncertainty import Smoothing
 from align.types import Logps, Pair, PairInputs
-from data_pipelines.uncertainty.smoothing import alphas, probabilities
+from align_data.uncertainty.settings import Smoothing
+from align_data.uncertainty.smoothing import alphas, probabilities
 
 B = [0.0, 0.1, 0.5, math.log(2)]
 P = [0.9, 0.6, 0.55, 0.3]

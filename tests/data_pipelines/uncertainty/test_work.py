@@ -3,13 +3,16 @@ from collections import Counter
 
 import pytest
 
+from align.data.built import Built
+from align.data.completions import JudgedPrompt
+from align.data.messages import Message
+from align.data.questions import Candidates
+from align.data.records import content_id
 from align.errors import RecipeError
 from align.judges.base import JudgeFailed
-from align.recipe.pipelines.uncertainty import Legacy, Uncertainty
-from align.records import JudgedPrompt, Message, content_id
-from data_pipelines.rows import Built, Candidates
-from data_pipelines.uncertainty.information import mutual_information
-from data_pipelines.uncertainty.work import UncertaintyWork
+from align_data.uncertainty.information import mutual_information
+from align_data.uncertainty.settings import Legacy, UncertaintySettings
+from align_data.uncertainty.work import UncertaintyWork
 
 
 class Lengths:
@@ -55,7 +58,7 @@ def unit(*responses, row=1, solution=None, prompt="q?"):
 
 
 def work(estimator=None, judge=Lengths, **settings):
-    node = Uncertainty(**settings)
+    node = UncertaintySettings(**settings)
     return UncertaintyWork(
         node,
         estimator or Digits(),

@@ -1,0 +1,5 @@
+"""`python -m align` is the command line."""
+
+from align.app.cli import main
+
+main()

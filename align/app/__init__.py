@@ -1,0 +1,1 @@
+"""The top of the house: the command line and the thin commands behind it."""

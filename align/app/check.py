@@ -1,0 +1,209 @@
+"""The dry run of a recipe that trains once: rows, token invariants, one example, memory and disk.
+
+`check` computes from what it is given and loads no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align.app.cost import (
+    Disk,
+    Lengths,
+    Machine,
+    Memory,
+    Parameters,
+    count_parameters,
+    estimate_disk,
+    estimate_memory,
+    optimizer_steps,
+)
+from align.app.fitting import check_columns, check_invariants, check_roles
+from align.data.row_report import RowReport
+from align.errors import DataError, MachineError
+from align.recipe import Recipe, notices
+from align.tokens.tokenized_pair import TokenizedPair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a recipe would train on and what it would take."""
+
+    rows: str
+    pairs: int
+    held_out: int
+    lengths: dict[str, Lengths]
+    steps: int
+    parameters: Parameters
+    memory: Memory
+    disk: Disk
+    machine: Machine
+    warnings: tuple[str, ...]
+    example: str | None
+
+    def __str__(self) -> str:
+        """The report for people."""
+        memory = ", ".join(
+            f"{f.name} {_size(getattr(self.memory, f.name))}" for f in fields(Memory)
+        )
+        lines = [
+            f"rows: {self.rows}",
+            f"pairs: {self.pairs} to train on, {self.held_out} held out, {self.steps} steps",
+            *(f"{part} tokens: {lengths}" for part, lengths in self.lengths.items()),
+            "token invariants: hold on every pair",
+            f"parameters: {self.parameters.total:,}, trained {self.parameters.trained:,}",
+            f"memory: about {_size(self.memory.total)} per process ({memory}); "
+            f"{_size(self.machine.free_memory)} free on {self.machine.memory_of}",
+            f"disk: about {_size(self.disk.total)} ({self.disk.checkpoints} checkpoints of "
+            f"{_size(self.disk.checkpoint)}, model {_size(self.disk.model)}, caches "
+            f"{_size(self.disk.caches)}); {_size(self.machine.free_disk)} free",
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
+        if self.example is not None:
+            lines += ["", self.example]
+        return "\n".join(lines)
+
+
+def check(
+    recipe: Recipe,
+    *,
+    train: Sequence[TokenizedPair],
+    held_out: Sequence[TokenizedPair],
+    report: RowReport,
+    tokenizer: PreTrainedTokenizerBase,
+    model_config: PreTrainedConfig,
+    run_dir: Path,
+    machine: Machine | None = None,
+    processes: int = 1,
+    show_example: bool = False,
+) -> CheckReport:
+    """Everything about a run that can be known before it.
+
+    Args:
+        recipe: what would be trained.
+        train: the rows to train on.
+        held_out: the rows to evaluate on.
+        report: the count of all rows read.
+        tokenizer: the one that encoded the rows.
+        model_config: of the policy.
+        run_dir: where the run would lie.
+        machine: what is free; None asks this machine.
+        processes: that share the work, one device each.
+        show_example: render the first pair; preference data holds offensive text.
+
+    Raises:
+        DataError: no row, a broken token invariant, or columns that do not suit the objective.
+        RecipeError: a role's folder does not exist.
+        MachineError: the disk does not suffice.
+    """
+    machine = machine or Machine.here(run_dir, use_cpu=recipe.train.use_cpu)
+    # A model that reads pictures has a processor around its tokenizer.
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if not train:
+        raise DataError(
+            f"No pair is left to train on: {report.summary()} Mend the rows or data.pairs."
+        )
+    check_invariants([*train, *held_out], tokenizer, recipe.data, model_config)
+    check_columns(recipe, train)
+    check_roles(recipe)
+    steps = optimizer_steps(recipe.train, len(train), processes)
+    parameters = count_parameters(recipe, model_config)
+    memory = estimate_memory(recipe, train, parameters, model_config)
+    disk = estimate_disk(recipe, [*train, *held_out], parameters, model_config, steps)
+    if disk.total > machine.free_disk:
+        raise MachineError(
+            f"The run needs about {_size(disk.total)} of disk ({disk.checkpoints} checkpoints of "
+            f"{_size(disk.checkpoint)}, model {_size(disk.model)}, caches {_size(disk.caches)}) "
+            f"and {_size(machine.free_disk)} are free: set train.save_total_limit: 1, raise "
+            "train.save_steps, or name a --run folder on another disk."
+        )
+    return CheckReport(
+        rows=report.summary().rstrip("."),
+        pairs=len(train),
+        held_out=len(held_out),
+        lengths={
+            "prompt": Lengths.of([len(row.prompt_ids) for row in train]),
+            "chosen": Lengths.of([len(row.chosen_ids) for row in train]),
+            "rejected": Lengths.of([len(row.rejected_ids) for row in train]),
+        },
+        steps=steps,
+        parameters=parameters,
+        memory=memory,
+        disk=disk,
+        machine=machine,
+        warnings=tuple(
+            _warnings(recipe, train, held_out, tokenizer, steps, memory, machine, processes)
+        ),
+        example=_render(train[0], tokenizer) if show_example else None,
+    )
+
+
+def _warnings(
+    recipe: Recipe,
+    pairs: Sequence[TokenizedPair],
+    held_out: Sequence[TokenizedPair],
+    tokenizer: PreTrainedTokenizerBase,
+    steps: int,
+    memory: Memory,
+    machine: Machine,
+    processes: int,
+) -> Iterator[str]:
+    yield from notices(recipe)
+    train = recipe.train
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        yield (
+            "the pad token is the end token; masks come from lengths here, but tools that mask by "
+            "token id would hide the end of every completion from this model"
+        )
+    if train.per_device_train_batch_size * processes > len(pairs):
+        yield (
+            f"train.per_device_train_batch_size: {train.per_device_train_batch_size} on "
+            f"{processes} processes is more than all {len(pairs)} pairs; every step sees them all"
+        )
+    if not held_out and recipe.evaluate.needs_pairs:
+        yield "evaluate.suite: no pair is held out, so preference has nothing to measure"
+    if train.warmup_steps >= 1 and train.warmup_steps >= steps and train.max_steps < 1:
+        yield f"train.warmup_steps: warm-up lasts as long as the whole run of {steps} steps"
+    if memory.total > machine.free_memory:
+        yield (
+            f"memory: about {_size(memory.total)} is more than the {_size(machine.free_memory)} "
+            f"free on {machine.memory_of}; lower train.per_device_train_batch_size, or train an "
+            "adapter"
+        )
+    scored = all(pair.pair.chosen_score is not None for pair in pairs)
+    if scored and "score" not in recipe.objective.needs | recipe.objective.accepts:
+        yield f"chosen_score, rejected_score: {recipe.objective.name} does not read them"
+
+
+def _render(row: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first pair as text, every control token spelled out, and where a side goes on."""
+    parts = {"prompt": row.prompt_ids, "chosen": row.chosen_ids, "rejected": row.rejected_ids}
+    text = {
+        name: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for name, ids in parts.items()
+    }
+    open_sides = {
+        "chosen": row.pair.chosen_ends is False,
+        "rejected": row.pair.rejected_ends is False,
+    }
+    counts = {
+        name: f"{len(ids)} tokens, a beginning without end token"
+        if open_sides.get(name)
+        else f"{len(ids)} tokens"
+        for name, ids in parts.items()
+    }
+    return "\n".join(f"--- {name} ({counts[name]}) ---\n{text[name]}" for name in parts)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

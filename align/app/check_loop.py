@@ -1,0 +1,184 @@
+# pyright: basic
+"""What can be known of a loop before it begins: chain, roles, prompts, calls and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from align.app.cost import Lengths, count_parameters, optimizer_steps
+from align.app.fitting import check_roles
+from align.errors import DataError, RecipeError
+from align.judges.matrix import every_pair, knockout
+from align.loops.stage import Stage, check_chain
+from align.policies.base import Sampling
+from align.policies.loading import load_config, load_tokenizer
+from align.policies.prompting import Prompting
+from align.recipe import Recipe
+from align.recipe.sections import ROUND_POLICIES, Roles, ema_decay
+from align.stages.generate import Generate, GenerateStage
+from align.stages.judge import Ask, Judge, JudgeStage
+from align.stages.policies import policy_folder
+from align.stages.rules import AllPairs, RandomPair
+from align.stages.select import Select, select_of
+from align.stages.train import TrainRound
+from align.stages.workshop import Workshop
+
+GIVEN = ("policy", "anchor")
+
+
+def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
+    """What would otherwise end a loop in the middle of its first round.
+
+    Raises:
+        RecipeError: stages that do not fit together, a role that is not there, or scores that the
+            objective needs and the judge is not asked for.
+    """
+    recipe = workshop.loop_recipe
+    check_chain(stages, dict.fromkeys(GIVEN))
+    outside = {
+        role: source
+        for role, source in recipe.roles.given.items()
+        if source not in ROUND_POLICIES and ema_decay(source) is None
+    }
+    check_roles(recipe.model_copy(update={"roles": Roles(**outside)}))
+    judge = next((stage for stage in stages if isinstance(stage, JudgeStage)), None)
+    generate = next((node for node in recipe.each_round if isinstance(node, Generate)), None)
+    if judge is None or generate is None or "score" not in recipe.objective.needs:
+        return
+    if judge.asked in ("tournament", "random_pair") and generate.samples > 2:
+        raise RecipeError(
+            f"objective.name: {recipe.objective.name} reads a score of each completion, and the "
+            f"judge is asked only for the comparisons of {judge.asked}, which give none. Write "
+            "`ask: all_pairs` in the judge stage and another rule in the select stage, or take an "
+            "objective that reads preferences."
+        )
+
+
+def check_loop(recipe: Recipe, show_example: bool) -> str:
+    """The dry run of a loop: nothing is generated, judged or trained.
+
+    Args:
+        recipe: with rounds.
+        show_example: render the first prompt.
+
+    Raises:
+        DataError: no prompt of the first round can be continued.
+    """
+    start = policy_folder(recipe.model)
+    config = load_config(recipe.model, start)
+    workshop = Workshop(recipe, start, load_tokenizer(recipe.model, start))
+    stages = workshop.stages()
+    check_before_rounds(workshop, stages)
+    rounds = recipe.rounds
+    assert rounds is not None
+    ran = ", ".join(stage.name for stage in stages)
+    roles = ", ".join(f"{role}: {source}" for role, source in recipe.roles.given.items())
+    parameters = count_parameters(recipe, config)
+    lines = [
+        f"rounds: {rounds}, each of {ran}; the stages fit together",
+        f"roles: {roles or 'none'}",
+        f"parameters: {parameters.total:,}, trained {parameters.trained:,}",
+    ]
+    generate = next((stage for stage in stages if isinstance(stage, GenerateStage)), None)
+    if generate is None:
+        return "\n".join(lines)
+    node = generate.node
+    prompts = generate.prompts.of_round(1)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+    sampling = Sampling(max_new_tokens=node.max_new_tokens)
+    begun = Prompting(workshop.tokenizer).begin(prompts, 1, sampling, longest)
+    refused: list[Any] = [of[0] for of in begun.results if of]
+    if not begun.ids:
+        raise DataError(
+            f"None of the {len(prompts)} prompts of round 1 can be continued; the first: "
+            f"{refused[0].reason} ({refused[0].detail}). Mend the prompts, or max_new_tokens in "
+            "the generate stage."
+        )
+    lengths = Lengths.of([len(ids) for ids in begun.ids.values()])
+    if rows := generate.prompts.counts():
+        dropped = sum(rows["rows"]["dropped"].values())
+        lines.append(f"rows: {rows['rows']['read']} read, {dropped} dropped")
+    lines += [
+        f"prompts: {len(prompts)} in round 1",
+        f"prompt tokens: {lengths}",
+        f"completions: {node.samples} a prompt, of at most {node.max_new_tokens} tokens",
+    ]
+    judge = next((stage for stage in stages if isinstance(stage, JudgeStage)), None)
+    if judge is not None:
+        calls = len(prompts) * calls_of(judge.asked, node.samples, judge.select)
+        lines.append(
+            f"judge: asked for {judge.asked}, at most {calls} calls a round, {calls * rounds} in "
+            f"all{_requests(judge.node)}"
+        )
+    select = select_of(recipe.each_round)
+    if select is not None:
+        pairs = len(prompts) * pairs_of(select, node.samples)
+        steps = optimizer_steps(recipe.train, pairs, processes=1)
+        lines.append(f"pairs: at most {pairs} a round, in at most {steps} steps")
+    lines += [f"warning: {text}" for text in _warnings(recipe, node, lengths.maximum, refused)]
+    if show_example:
+        first = next(iter(begun.ids.values()))
+        lines += ["", "what generation continues:", repr(workshop.tokenizer.decode(first))]
+    return "\n".join(lines)
+
+
+def calls_of(asked: Ask, samples: int, select: Select | None) -> int:
+    """Questions about one prompt at most; equal completions are not asked about."""
+    match asked:
+        case "scores":
+            return samples
+        case "all_pairs":
+            return len(every_pair(samples))
+        case "random_pair":
+            assert select is not None
+            pairs = pairs_of(select, samples)
+            return pairs if samples >= 2 * pairs else 0
+        case "tournament":
+            return _knockout_calls(samples)
+
+
+def pairs_of(select: Select, samples: int) -> int:
+    """Pairs of one prompt at most."""
+    match select.as_rule:
+        case AllPairs():
+            return len(every_pair(samples))
+        case RandomPair(pairs=pairs):
+            return pairs
+        case _:
+            return 1
+
+
+def _knockout_calls(samples: int) -> int:
+    if samples < 2:
+        return 0
+    bracket = knockout(samples)
+    matches, calls = next(bracket), 0
+    try:
+        while True:
+            calls += len(matches)
+            matches = bracket.send([1.0] * len(matches))
+    except StopIteration:
+        return calls
+
+
+def _requests(node: Judge) -> str:
+    return ", each of two requests" if node.by == "llm" else ""
+
+
+def _warnings(recipe: Recipe, node: Generate, longest: int, refused: list[Any]) -> Iterator[str]:
+    if refused:
+        yield (
+            f"{len(refused)} prompt(s) of round 1 cannot be continued; the first: "
+            f"{refused[0].reason} ({refused[0].detail})"
+        )
+    limit = recipe.data.max_length
+    if limit is not None and longest + node.max_new_tokens > limit:
+        yield (
+            f"a prompt of {longest} tokens and an answer of {node.max_new_tokens} are longer than "
+            f"data.max_length {limit}; such pairs meet data.on_too_long: {recipe.data.on_too_long}"
+        )
+    launch = next((n.launch for n in recipe.each_round if isinstance(n, TrainRound)), None)
+    if launch is not None and not Path(launch).is_absolute():
+        yield f"{launch} is looked for in the folder where `align loop` is started"

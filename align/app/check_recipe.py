@@ -1,0 +1,71 @@
+"""`align check`: the dry run of a recipe of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from align import registry
+from align.app.check import check
+from align.app.check_loop import check_loop
+from align.app.data import check_data
+from align.app.evaluation import check_evaluations
+from align.policies.loading import load_config, load_tokenizer
+from align.recipe import (
+    code_named,
+    default_run,
+    kind_of,
+    load_data_recipe,
+    load_eval_recipe,
+    load_recipe,
+)
+from align.stages.pairs import read_recipe_pairs
+from align.stages.policies import policy_folder
+
+
+def check_recipe(
+    path: Path, overrides: Sequence[str], show_example: bool, run_code: bool = False
+) -> str:
+    """The dry run: recipe, rows, tokens, memory and disk, without training.
+
+    Code that the recipe names is shown and not run, unless `run_code` says so: the recipe may be
+    somebody else's.
+    """
+    code = [f"code: {registry.would_run(word)}" for word in code_named(path, overrides)]
+    if code and not run_code:
+        return "\n".join(
+            [
+                "This recipe runs code of its writer's own:",
+                *code,
+                "Nothing of it was run, so nothing else is checked yet: look at it, then add "
+                "--run-code.",
+            ]
+        )
+    return "\n".join([*code, _checked(path, overrides, show_example)])
+
+
+def _checked(path: Path, overrides: Sequence[str], show_example: bool) -> str:
+    kind = kind_of(path, overrides)
+    if kind == "data":
+        return check_data(load_data_recipe(path, overrides), show_example)
+    if kind == "eval":
+        return check_evaluations(load_eval_recipe(path, overrides))
+    recipe = load_recipe(path, overrides)
+    if recipe.is_loop:
+        return check_loop(recipe, show_example)
+    folder = policy_folder(recipe.model)
+    tokenizer = load_tokenizer(recipe.model, folder)
+    pairs = read_recipe_pairs(recipe, folder, tokenizer)
+    config = load_config(recipe.model, folder)
+    return str(
+        check(
+            recipe,
+            train=pairs.train,
+            held_out=pairs.held_out,
+            report=pairs.report,
+            tokenizer=tokenizer,
+            model_config=config,
+            run_dir=default_run(path, recipe),
+            show_example=show_example,
+        )
+    )

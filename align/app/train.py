@@ -1,0 +1,174 @@
+"""From a recipe to a finished run: pairs, training, measuring, card."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from rich.table import Table
+
+from align.app.fitting import check_columns, check_roles
+from align.errors import AlignError, RecipeError
+from align.policies.loading import load_config, load_tokenizer
+from align.publishing.cards import write_model_card
+from align.publishing.hub import push
+from align.recipe import Recipe, default_run, kind_of, load_recipe, resolved_yaml
+from align.report.curves import plot_run_curves
+from align.report.table import compare
+from align.runs.folder import RunFolder
+from align.runs.manifest import damage
+from align.stages.evaluate import (
+    benchmarks,
+    folders_of,
+    measurements,
+    run_benchmarks,
+    scores_of,
+    subject_of,
+)
+from align.stages.pairs import Pairs, read_recipe_pairs
+from align.stages.policies import policy_folder
+from align.stages.training import train_policy
+from align.tokens.dataset import to_dataset
+
+logger = logging.getLogger("align")
+
+
+def train_recipe(
+    path: Path, overrides: Sequence[str], run_path: Path | None, allow_change: Sequence[str]
+) -> Table | None:
+    """Everything between a recipe and a finished run's folder.
+
+    Returns:
+        The before/after table, on the main process; None on the others.
+    """
+    if kind_of(path, overrides) == "diffusion":
+        from align.app.diffusion import train_diffusion_recipe  # diffusers is optional
+
+        return train_diffusion_recipe(path, overrides, run_path)
+    recipe = load_recipe(path, overrides)
+    if recipe.is_loop:
+        raise RecipeError(f"{path} has rounds: run `align loop {path}`.")
+    run = RunFolder(run_path or default_run(path, recipe))
+    # Several CPU processes find each other only when the CPU is asked for.
+    state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
+    if state.is_main_process:
+        run.claim(resolved_yaml(recipe))
+    state.wait_for_everyone()
+    try:
+        if run.read_json("metrics.json") is None or damage(run.model) is not None:
+            _train(recipe, run, state, allow_change)
+        elif state.is_main_process:
+            logger.info("%s is finished; nothing to do.", run.path)
+        if not state.is_main_process:
+            return None
+        if recipe.hub.push or recipe.hub.dry_run:
+            _push(recipe, run)
+        return compare([run.path])
+    finally:
+        run.release()
+
+
+def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[str]) -> None:
+    nodes = recipe.evaluate.nodes()
+    rows = run.path / "pairs"
+    pairs: Pairs | None = None
+    if state.is_main_process:
+        with _recorded(run, "base"):
+            folder = policy_folder(recipe.model)
+    state.wait_for_everyone()
+    folder = policy_folder(recipe.model)
+    tokenizer = load_tokenizer(recipe.model, folder)
+    load_config(recipe.model, folder)
+    check_roles(recipe)
+    if state.is_main_process:
+        with _recorded(run, "pairs") as about:
+            pairs = read_recipe_pairs(recipe, folder, tokenizer)
+            check_columns(recipe, pairs.train)
+            about |= pairs.counts()
+            logger.info("%s", pairs.report.summary())
+            run.write_json("data_report.json", pairs.report.to_json())
+            shutil.rmtree(rows, ignore_errors=True)
+            to_dataset(pairs.train).save_to_disk(str(rows / "train"))
+            if pairs.held_out:
+                to_dataset(pairs.held_out).save_to_disk(str(rows / "held_out"))
+    state.wait_for_everyone()
+    train: Dataset = Dataset.load_from_disk(str(rows / "train"))
+    held_out = (
+        Dataset.load_from_disk(str(rows / "held_out")) if (rows / "held_out").is_dir() else None
+    )
+
+    scores: dict[str, float] = {}
+
+    def evaluation(policy: Any, start: Any | None) -> dict[str, Any]:
+        assert pairs is not None
+        subject = subject_of(
+            recipe, policy, start or policy, tokenizer, pairs.held_out, run.path.name
+        )
+        if start is not None:
+            chosen = benchmarks(nodes)
+            for result in run_benchmarks(chosen, folders_of(run.path, chosen), subject):
+                scores.update(scores_of(result))
+        return measurements(nodes, subject)
+
+    with _recorded(run, "train") if state.is_main_process else _nothing() as about:
+        trained = train_policy(
+            recipe, run, folder, tokenizer, train, held_out, evaluation, allow_change=allow_change
+        )
+        about |= {"roles": trained.roles, "versions": trained.versions}
+    if not state.is_main_process:
+        return
+    assert pairs is not None
+    run.write_json("log_history.json", trained.log_history)
+    run.write_json(
+        "metrics.json",
+        {
+            "before": trained.before,
+            "after": trained.after,
+            **({"scores": scores} if scores else {}),
+            "n": recipe.evaluate.n or len(pairs.held_out),
+            "seed": recipe.train.seed,
+            "versions": trained.versions,
+            "data": pairs.counts(),
+            "roles": trained.roles,
+            "probe": trained.probe,
+            "forward": trained.forward,
+        },
+    )
+    write_model_card(run.path)
+    _draw(run)
+
+
+def _draw(run: RunFolder) -> None:
+    try:
+        plot_run_curves(run.path)
+    except AlignError as error:
+        # The run is whole without its picture: matplotlib is missing, or too few steps were logged.
+        logger.warning("No picture of the training curves: %s", error)
+
+
+def _push(recipe: Recipe, run: RunFolder) -> None:
+    hub = recipe.hub
+    assert hub.repo is not None
+    pushed = push(run.path, hub.repo, private=hub.private, dry_run=hub.dry_run)
+    logger.info("%s", pushed.listing())
+
+
+@contextmanager
+def _recorded(run: RunFolder, step: str) -> Iterator[dict[str, Any]]:
+    about: dict[str, Any] = {}
+    started = time.monotonic()
+    yield about
+    run.record(step, time.monotonic() - started, about)
+
+
+@contextmanager
+def _nothing() -> Iterator[dict[str, Any]]:
+    yield {}

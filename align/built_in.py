@@ -1,0 +1,86 @@
+"""What the toolkit itself offers by name: kind -> name -> `module:object`, read lazily."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, TypeAlias, get_args
+
+Kind: TypeAlias = Literal[
+    "objective", "stage", "judge", "reward", "world", "evaluation", "task", "policy", "reader"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
+    {
+        "objective": {
+            "apo": "align.objectives:APO",
+            "cdpo": "align.objectives:CDPO",
+            "copg": "align.objectives:CoPG",
+            "dpo": "align.objectives:DPO",
+            "inpo": "align.objectives:INPO",
+            "ipo": "align.objectives:IPO",
+            "nash_mp": "align.objectives:NashMP",
+            "opa_dpo": "align.objectives:OPADPO",
+            "p3o": "align.objectives:P3O",
+            "rdpo": "align.objectives:RDPO",
+            "rebel": "align.objectives:REBEL",
+            "rpo": "align.objectives:RPO",
+            "spo": "align.objectives:SPO",
+            "sppo": "align.objectives:SPPO",
+            "tgdpo": "align.objectives:TGDPO",
+        },
+        "stage": {
+            "generate": "align.stages.generate:Generate",
+            "judge": "align.stages.judge:Judge",
+            "select": "align.stages.select:Select",
+            "mcts": "align_data.mcts.stage:MCTS",
+            "agent_q": "align_data.mcts.stage:AgentQ",
+            "self_reference": "align_data.self_reference.stage:SelfReference",
+            "uncertainty": "align_data.uncertainty.stage:Uncertainty",
+            "expert_correction": "align_data.expert_correction.stage:ExpertCorrection",
+            "on_policy_alignment": "align_data.expert_correction.on_policy:OnPolicyAlignment",
+            "train": "align.stages.train:TrainRound",
+            "evaluate": "align.stages.evaluate:EvaluateRound",
+        },
+        "judge": {
+            "world": "align.judges.world:WorldJudge",
+            "answers": "align.judges.rule:KnownAnswers",
+            "reward_model": "align.judges.reward_model:RewardModel",
+            "llm": "align.judges.pairwise_llm:LanguageModel",
+            "rewards": "align.judges.weighted:WeightedRewards",
+        },
+        "reward": {
+            "length": "align.judges.functions:length",
+        },
+        "world": {
+            "sums": "align.worlds.sums:Sums",
+            "styles": "align.worlds.styles:Styles",
+            "scenes": "align.worlds.scenes:Scenes",
+            "bytes": "align.worlds.bytes:Bytes",
+        },
+        "evaluation": {
+            "preference": "align_eval.preference:Preference",
+            "world": "align_eval.world:WorldMeasure",
+            "alpaca_eval": "align_eval.alpaca_eval.run:AlpacaEval",
+            "arena_hard": "align_eval.arena_hard.run:ArenaHard",
+            "win_rate": "align_eval.win_rate_run:WinRate",
+            "tasks": "align_eval.task_run:Tasks",
+        },
+        "task": {
+            "gsm8k": "align_eval.task_files:gsm8k",
+            "styles": "align_eval.task_files:styles",
+            "sums": "align_eval.task_files:sums",
+        },
+        "policy": {
+            "transformers": "align.policies.engines:in_process",
+            "vllm": "align.policies.engines:vllm",
+        },
+        "reader": {
+            "auto": "align.data.formats.readers:guessed",
+            "trl": "align.data.formats.trl:read_trl",
+            "hh": "align.data.formats.hh:read_hh",
+            "sharegpt": "align.data.formats.sharegpt:read_sharegpt",
+        },
+    }
+)

@@ -1,0 +1,1 @@
+"""Public preference formats: a row of each becomes prompt, chosen and rejected."""

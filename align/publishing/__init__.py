@@ -1,0 +1,1 @@
+"""What leaves the machine: cards, the Hub, and what may not be published."""

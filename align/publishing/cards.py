@@ -1,0 +1,300 @@
+"""The model and data set cards: what a stranger needs to know, from the files of a run.
+
+A card is a README.md with a metadata block, as the Hub reads it
+(https://huggingface.co/docs/hub/model-cards). It names no folder of the machine it was made on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from align.errors import AlignError, DataError
+from align.report.measures import MEASURES, Estimate, Measure, RunMetrics, metrics_from, read_json
+
+_HUB_CACHE = re.compile(r"(?:^|[/\\])(models|datasets)--([^/\\]+?)--([^/\\]+)(?:[/\\]|$)")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_MACHINE_PATH = re.compile(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[\\/]|\\\\|file:).+", re.DOTALL)
+
+
+def is_machine_path(name: str) -> bool:
+    """Whether `name` is written as a path that only one machine has (absolute, ~, ./ or ../)."""
+    return _MACHINE_PATH.fullmatch(name) is not None
+
+
+def is_local_name(name: str) -> bool:
+    """Whether a model's or data set's name is of this machine rather than of the Hub."""
+    if is_machine_path(name) or Path(name).exists():
+        return True
+    return _HUB_ID.fullmatch(name) is None and "/" in name
+
+
+def shown_name(name: str) -> str:
+    """`name` for strangers: a local path by its last part, a Hub cache folder by its Hub id."""
+    cached = _HUB_CACHE.search(name)
+    if cached:
+        return f"{cached.group(2)}/{cached.group(3)}"
+    if not is_local_name(name):
+        return name
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+
+
+def write_model_card(run_dir: Path, *, licence: str | None = None) -> Path:
+    """Write `model/README.md` from the run's `recipe.yaml` and `metrics.json`; return its path.
+
+    Args:
+        run_dir: the run's folder.
+        licence: the Hub's short name of the model's licence; unknown where it is not given.
+
+    Raises:
+        DataError: one of the two files is missing or broken.
+    """
+    run_dir = Path(run_dir)
+    try:
+        recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        recipe = None
+    if not isinstance(recipe, Mapping):
+        raise DataError(
+            f"{run_dir / 'recipe.yaml'} is missing or is no YAML mapping, so the model card cannot "
+            "say what was trained. Run the command that made this run again."
+        )
+    metrics = read_json(run_dir / "metrics.json")
+    is_adapter = (run_dir / "model" / "adapter_config.json").is_file()
+    data = metrics.get("data") if isinstance(metrics, Mapping) else None
+    path = run_dir / "model" / "README.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    card = model_card(recipe, metrics, data or {}, is_adapter=is_adapter, licence=licence)
+    path.write_text(card, encoding="utf-8")
+    return path
+
+
+def model_card(
+    recipe: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    data: Mapping[str, Any],
+    *,
+    is_adapter: bool = False,
+    licence: str | None = None,
+) -> str:
+    """The text of a model card.
+
+    Args:
+        recipe: the resolved recipe.
+        metrics: what `metrics.json` holds.
+        data: the row counts `{"read", "kept", "dropped": {reason: rows}}`; may be empty.
+        is_adapter: the folder holds a LoRA adapter and not whole weights.
+        licence: the Hub's short name of the licence; unknown where it is not given.
+
+    Raises:
+        DataError: the metrics are broken.
+    """
+    run = metrics_from(metrics, name="this model", where="the run's metrics")
+    base = str(recipe.get("model", {}).get("model_name_or_path", "unknown"))
+    pairs = str(recipe.get("data", {}).get("pairs", "unknown"))
+    objective = dict(recipe.get("objective", {}))
+    method = str(objective.get("name", "unknown"))
+    title = f"{shown_name(base).split('/')[-1].replace(':', '-')}-{method}"
+    metadata = {
+        "license": licence or "unknown",
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [
+            "preference-alignment",
+            "align-toolkit",
+            method,
+            *(["lora"] if is_adapter else []),
+        ],
+    }
+    # The Hub refuses a card whose base_model or datasets are not ids of its own.
+    if _is_hub_id(base):
+        metadata["base_model"] = base.split("@")[0]
+    if _is_hub_id(pairs):
+        metadata["datasets"] = [pairs.split("@")[0]]
+    sections = [
+        _front_matter(metadata),
+        f"# {title}",
+        f"{_capital(_named(base))} after preference training with `{method}`, made with "
+        f"align-toolkit{f' (seed {run.seed})' if run.seed is not None else ''}. "
+        f"{'This repository holds a LoRA adapter; load it on top of its base. ' * is_adapter}"
+        "`recipe.yaml` beside this card is the whole recipe, `metrics.json` every number below.",
+        "## Objective",
+        _objective(objective),
+        "## Data",
+        f"Preference pairs from {_named(pairs)}{_split(recipe)}.",
+        _counts(data),
+        "## Before and after",
+        _results(run),
+        "## How to load",
+        _how_to_load(base, is_adapter=is_adapter),
+        "## Versions",
+        "\n".join(f"- {name} {version}" for name, version in sorted(run.versions.items()))
+        or "Not recorded.",
+        "## Limits",
+        "Preference training shifts a model towards the pairs it saw; it adds no knowledge and no "
+        "guarantee of safe or true answers. The numbers above are of one training run, on "
+        "its held-out rows, and say nothing about other tasks. "
+        + ("" if licence else "No licence was stated when the model was saved: ask its owner. ")
+        + "The licences of the base model and of the data apply as well.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def dataset_card(
+    name: str,
+    sources: Sequence[str],
+    data: Mapping[str, Any],
+    *,
+    how_made: str,
+    licence: str | None = None,
+    size: int | None = None,
+) -> str:
+    """The text of a card for preference pairs.
+
+    Args:
+        name: the data set's name.
+        sources: the files and Hub data sets that the rows come from.
+        data: the row counts `{"read", "kept", "dropped": {reason: rows}}`.
+        how_made: a sentence or two on what was done to the rows.
+        licence: the Hub's short name of the licence; unknown where it is not given.
+        size: rows; given where the rows lie beside the card, under `data/`.
+    """
+    metadata: dict[str, Any] = {
+        "license": licence or "unknown",
+        "tags": ["preference", "align-toolkit"],
+        "task_categories": ["text-generation"],
+    }
+    if size is not None:
+        files = [{"split": "train", "path": "data/train-*.parquet"}]
+        metadata["configs"] = [{"config_name": "default", "data_files": files}]
+    hub_sources = [source.split("@")[0] for source in sources if _is_hub_id(source)]
+    if hub_sources:
+        metadata["source_datasets"] = hub_sources
+    sections = [
+        _front_matter(metadata),
+        f"# {shown_name(name)}",
+        "Preference pairs (`prompt`, `chosen`, `rejected`), made with align-toolkit.",
+        "## Sources",
+        "\n".join(f"- {_named(source)}" for source in sources) or "Not recorded.",
+        "## How it was made",
+        how_made,
+        "## Rows",
+        _counts(data),
+        "## Limits",
+        "The texts were written by a language model and compared by one, or by a rule: they may be "
+        "wrong, and hold what the model was trained on. The licences of the model and of the "
+        "prompts apply.",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and not is_local_name(name)
+
+
+def _named(name: str) -> str:
+    shown = shown_name(name)
+    if shown.startswith("world:"):
+        return f"the built-in `{shown}`"
+    return f"the local `{shown}`" if is_local_name(name) and "/" not in shown else f"`{shown}`"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _front_matter(metadata: Mapping[str, Any]) -> str:
+    body = yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True)
+    return f"---\n{body}---"
+
+
+def _objective(objective: Mapping[str, Any]) -> str:
+    settings = {key: value for key, value in objective.items() if key != "name"}
+    lines = [f"`{objective.get('name', 'unknown')}`" + (" with\n" if settings else "")]
+    lines += [f"- `{key}` = {value}" for key, value in settings.items()]
+    explained = _formula_text(objective)
+    return "\n".join(lines) + (f"\n\n```text\n{explained}\n```" if explained else "")
+
+
+def _formula_text(objective: Mapping[str, Any]) -> str:
+    """The formula and its source: the docstrings of the objective's module and class."""
+    from align.objectives import objective_from  # heavy: imports torch; a push needs none
+
+    try:
+        kind = type(objective_from(dict(objective)))
+    except (AlignError, ValidationError):
+        return ""
+    module = inspect.getmodule(kind)
+    texts = [inspect.cleandoc(holder.__doc__ or "") for holder in (module, kind) if holder]
+    return "\n\n".join(text for text in texts if text)
+
+
+def _split(recipe: Mapping[str, Any]) -> str:
+    node = recipe.get("data", {})
+    revision = f", revision `{node['revision']}`" if node.get("revision") else ""
+    return (f", split `{node['split']}`" if node.get("split") else "") + revision
+
+
+def _counts(data: Mapping[str, Any]) -> str:
+    if "read" not in data:
+        return "Row counts were not recorded."
+    dropped = dict(data.get("dropped") or {})
+    lines = ["| rows | number |", "| --- | ---: |", f"| read | {data['read']:,} |"]
+    lines += [f"| dropped: {reason} | {count:,} |" for reason, count in sorted(dropped.items())]
+    return "\n".join([*lines, f"| kept | {data.get('kept', 0):,} |"])
+
+
+def _results(run: RunMetrics) -> str:
+    lines = ["| measure | before | after | n |", "| --- | ---: | ---: | ---: |"]
+    for measure in MEASURES:
+        before, after = run.before.get(measure.key), run.after.get(measure.key)
+        if before is None and after is None:
+            continue
+        n = next((side.n for side in (after, before) if side is not None and side.n), None)
+        lines.append(
+            f"| {measure.label}, {measure.unit} | {_cell(measure, before)} | "
+            f"{_cell(measure, after)} | {'' if n is None else f'{n:,}'} |"
+        )
+    if len(lines) == 2:
+        return "Nothing was measured."
+    return "\n".join(lines) + "\n\nIn brackets: 95 % intervals."
+
+
+def _cell(measure: Measure, estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not measured"
+    if estimate.low is None or estimate.high is None:
+        return f"{measure.shown(estimate.value)} (no interval)"
+    low, high = measure.shown(estimate.low), measure.shown(estimate.high)
+    return f"{measure.shown(estimate.value)} [{low}, {high}]"
+
+
+def _how_to_load(base: str, *, is_adapter: bool) -> str:
+    if not is_adapter:
+        return _code(
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'model = AutoModelForCausalLM.from_pretrained("namespace/name")',
+            'tokenizer = AutoTokenizer.from_pretrained("namespace/name")',
+        )
+    code = _code(
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'base = AutoModelForCausalLM.from_pretrained("{shown_name(base)}")',
+        'model = PeftModel.from_pretrained(base, "namespace/name")',
+        'tokenizer = AutoTokenizer.from_pretrained("namespace/name")',
+    )
+    if _is_hub_id(base):
+        return code
+    return f"{code}\n\nThe base is not on the Hub: put your own copy's folder in its place."
+
+
+def _code(*lines: str) -> str:
+    return "\n".join(["```python", *lines, "```"])

@@ -1,0 +1,159 @@
+"""The policy answers the round's prompts: policy -> completions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field
+
+from align import registry
+from align.data.completions import Completion
+from align.errors import DataError
+from align.loops.artefacts import write_lines
+from align.loops.stage import StageContext, StageNode
+from align.node import Conflict
+from align.policies.base import Failed, Policy, Sampling
+from align.policies.engines import Loading, opened, problem_with
+from align.policies.openai_http import HttpPolicy
+from align.servers.cached import cached_caller
+from align.servers.endpoint import Endpoint
+from align.stages.policies import borrowed_policy
+from align.stages.prompts import PromptSource
+from align.stages.workshop import Workshop
+
+
+class Generate(StageNode):
+    """The policy answers the round's prompts."""
+
+    run: Literal["generate"] = "generate"
+    """Which stage."""
+    samples: int = Field(default=4, ge=1)
+    """Completions per prompt."""
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Tokens of a completion at most; one that does not end by then is left out."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature; 0 takes the likeliest token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that have this probability together."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample from so many likeliest tokens; 0 takes all."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion."""
+    engine: str = Field(default="transformers", min_length=1)
+    """What generates: transformers in this process, vllm where it is installed, or an engine of
+    one's own as file.py:function."""
+    batch_rows: int = Field(default=128, ge=1)
+    """Completions drawn at a time; it changes no sample."""
+    server: Endpoint | None = None
+    """A fixed policy behind an OpenAI-compatible address, in place of the loop's own."""
+
+    def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
+        yield from super().conflicts()
+        if (problem := problem_with(self.engine)) is not None:
+            yield "engine", problem
+
+    def stage(self, workshop: Workshop) -> GenerateStage:
+        """The stage."""
+        return GenerateStage(workshop, self)
+
+
+@dataclass
+class GenerateStage:
+    """The policy answers the round's prompts."""
+
+    workshop: Workshop
+    node: Generate
+    name: str = field(default="generate", init=False)
+    version: int = field(default=1, init=False)
+    writes: tuple[str, ...] = field(default=("completions",), init=False)
+
+    def __post_init__(self) -> None:
+        recipe = self.workshop.recipe
+        assert recipe.prompts is not None
+        self.prompts = PromptSource(recipe.prompts, recipe.data)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The policy, unless another one behind a server answers."""
+        return ("policy",) if self.node.server is None else ()
+
+    def settings(self) -> Mapping[str, Any]:
+        """The node, the prompts, and how the policy's weights are loaded."""
+        without = {"run", "batch_rows", "server"}
+        node = self.node.model_dump(mode="json", exclude=without)
+        server = self.node.server
+        if server is not None:
+            node["server"] = [server.base_url, server.model, server.revision, dict(server.extra)]
+        elif registry.is_path(self.node.engine):
+            node["code"] = registry.find("policy", self.node.engine).code
+        return node | {"prompts": self.prompts.identity, "model": self.workshop.model_settings}
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Writes one line per prompt."""
+        node = self.node
+        prompts = self.prompts.of_round(context.round)
+        sampling = Sampling(
+            max_new_tokens=node.max_new_tokens,
+            temperature=node.temperature,
+            top_p=node.top_p,
+            top_k=node.top_k,
+            stop=node.stop,
+        )
+        with self._policy(context) as policy:
+            answers = policy.generate(prompts, node.samples, sampling, context.seed)
+            sampler = policy.identity
+        failures = Counter(a.reason for of in answers for a in of if isinstance(a, Failed))
+        written = sum(isinstance(a, Completion) for of in answers for a in of)
+        if not written:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(failures.items()))
+            raise DataError(
+                f"Round {context.round}: none of {len(prompts) * node.samples} completions can be "
+                f"used ({reasons or 'no reason given'}). Raise max_new_tokens in the generate "
+                "stage, or look at the prompts."
+            )
+        lines = [
+            {
+                **prompt.model_dump(mode="json"),
+                "sampler": sampler,
+                "completions": [_text(a) for a in of if isinstance(a, Completion)],
+                "failures": [
+                    f"sample {a.sample}: {a.reason} ({a.detail})"
+                    for a in of
+                    if isinstance(a, Failed)
+                ],
+            }
+            for prompt, of in zip(prompts, answers, strict=True)
+        ]
+        write_lines(context.output("completions"), lines)
+        return {
+            **self.prompts.counts(),
+            "prompts": len(prompts),
+            "completions": written,
+            "failed": dict(sorted(failures.items())),
+            "policy": sampler,
+        }
+
+    @contextmanager
+    def _policy(self, context: StageContext) -> Iterator[Policy]:
+        if self.node.server is not None:
+            with cached_caller(self.node.server, context.loop) as caller:
+                yield HttpPolicy(caller)
+            return
+        workshop = self.workshop
+        loading = Loading(
+            context.input("policy"),
+            lambda: borrowed_policy(context, workshop.recipe, workshop.start),
+            workshop.tokenizer,
+            self.node.batch_rows,
+        )
+        with opened(self.node.engine, loading) as policy:
+            yield policy
+
+
+def _text(completion: Completion) -> str:
+    written = completion.completion
+    return written if isinstance(written, str) else written[-1].content

@@ -1,0 +1,282 @@
+"""A judge scores the completions or compares them: completions -> judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+from pydantic import Field
+
+from align.data.completions import JudgedPrompt
+from align.data.messages import Message, prompt_id
+from align.data.records import content_id
+from align.errors import DataError, RecipeError
+from align.judges.base import Answer, Asked, Bench, JudgeFailed, JudgeNode
+from align.judges.by import JudgedBy
+from align.judges.matrix import Contest, Matrix, from_scores, preference_matrices, tournaments
+from align.loops.artefacts import read_lines, write_lines
+from align.loops.stage import StageContext, StageNode
+from align.node import Conflict, own_code
+from align.stages.prompts import PromptSource
+from align.stages.rules import AllPairs, SelectRule, pairs_to_ask
+from align.stages.select import Select, select_of
+from align.stages.workshop import Workshop
+
+# Comparisons that a judge is asked for.
+Ask: TypeAlias = Literal["scores", "all_pairs", "tournament", "random_pair"]
+
+
+class Judge(StageNode, JudgedBy):
+    """A judge scores the completions or compares them."""
+
+    run: Literal["judge"] = "judge"
+    """Which stage."""
+    by: Any
+    """Who judges: world (exact), answers (a file of known ones), reward_model, llm (asked
+    pairwise), rewards (a weighted sum), or a function of one's own as file.py:function."""
+    ask: Ask | None = None
+    """What is asked: scores, all_pairs, tournament (11 for 8 completions), or random_pair, the
+    comparison that the select stage draws; null takes what the judge and the select stage need."""
+    score_scale: float | None = Field(default=None, gt=0)
+    """P(a beats b) = sigmoid((score a - score b) / score_scale); null: the higher score surely."""
+    max_failed: float = Field(default=0.05, ge=0, le=1)
+    """Share of verdicts that may fail before the loop stops; what failed is asked again then."""
+
+    @property
+    def judge(self) -> JudgeNode:
+        """The same value as the settings of its judge."""
+        return cast("JudgeNode", self)
+
+    def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
+        yield from super().conflicts()
+        gives = self.judge.gives if isinstance(self, JudgeNode) else None
+        if gives == "comparisons" and self.ask == "scores":
+            yield (
+                "ask",
+                f"`by: {self.by}` compares; write all_pairs, tournament or random_pair",
+            )
+        if gives == "scores" and self.ask not in (None, "scores"):
+            yield "ask", f"`by: {self.by}` scores each completion; write `ask: scores`"
+
+    def stage(self, workshop: Workshop) -> JudgeStage:
+        """The stage; a judge that needs no model is tried at once."""
+        return JudgeStage(workshop, self, select_of(workshop.nodes))
+
+
+@dataclass
+class JudgeStage:
+    """A judge scores the completions or compares them."""
+
+    workshop: Workshop
+    node: Judge
+    select: Select | None
+    asked: Ask = field(init=False)
+    name: str = field(default="judge", init=False)
+    version: int = field(default=1, init=False)
+    reads: tuple[str, ...] = field(default=("completions",), init=False)
+    writes: tuple[str, ...] = field(default=("judged",), init=False)
+
+    def __post_init__(self) -> None:
+        prompts = self.workshop.recipe.prompts
+        assert prompts is not None
+        self.prompts = PromptSource(prompts, self.workshop.recipe.data)
+        self.asked = ask_for(self.node, self.select, prompts.source)
+        if self.node.by in ("world", "answers"):
+            # Soon built, and better refused now than after the first completions.
+            with self.node.judge.open(Bench(Path(), prompts.source)):
+                pass
+
+    def settings(self) -> Mapping[str, Any]:
+        """The node, with the content of what it names; and which comparisons are asked.
+
+        Where the judge is served has no part: its name and revision say who it is.
+        """
+        node = self.node.model_dump(mode="json", exclude={"run", "max_failed", "server"})
+        server: Any = getattr(self.node, "server", None)
+        if server is not None:
+            node["server"] = [server.model, server.revision, dict(server.extra)]
+        node |= self.node.judge.content()
+        if code := own_code(self.node):
+            node["code"] = code
+        if self.node.by == "world" and self.prompts.code is not None:
+            node["world"] = self.prompts.code
+        if self.node.judge.reads_columns:
+            node["columns"] = self.prompts.columns_digest()
+        drawn = self.select.rule_settings() if self.select is not None else None
+        return node | {"ask": self.asked, "rule": drawn if self.asked == "random_pair" else None}
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Writes one `JudgedPrompt` per line."""
+        lines = list(read_lines(context.input("completions")))
+        with self.node.judge.open(self._bench(context, lines)) as judge:
+            judged = judge_prompts(judge, self.asked, self.node, self.select, lines, context.round)
+        # The failures of the generate stage stand in front.
+        unjudged = [
+            failure
+            for row, line in zip(judged, lines, strict=True)
+            for failure in row.failures[len(line["failures"]) :]
+        ]
+        asked, lost = sum(row.calls for row in judged), len(unjudged)
+        if lost > self.node.max_failed * asked:
+            raise DataError(
+                f"Round {context.round}: {lost} of {asked} judgements failed, more than "
+                f"max_failed {self.node.max_failed:g}; the first: {unjudged[0]}. Answers that came "
+                "are kept, so running the same command again asks only for the others."
+            )
+        write_lines(context.output("judged"), [row.model_dump(mode="json") for row in judged])
+        return {
+            "prompts": len(judged),
+            "calls": asked,
+            "failed": lost,
+            "judge": judged[0].judge if judged else None,
+        }
+
+    def _bench(self, context: StageContext, lines: Sequence[Mapping[str, Any]]) -> Bench:
+        reads_columns = self.node.judge.reads_columns
+        columns = self.prompts.columns() if reads_columns else {}
+        rows = {
+            prompt_id(_prompt(line)): Asked(
+                line["source"], line["row"], columns.get((line["source"], line["row"]), {})
+            )
+            for line in lines
+        }
+        return Bench(context.loop, self.prompts.section.source, rows.get)
+
+
+def ask_for(node: Judge, select: Select | None, source: str) -> Ask:
+    """What the judge is asked: the node's word, else what judge and select stage need.
+
+    Args:
+        node: of the judge stage.
+        select: of the select stage, where there is one.
+        source: of the prompts; the judge of a world scores or compares as its world does.
+
+    Raises:
+        RecipeError: the judge cannot answer that, or the select stage cannot use the answer.
+    """
+    rule: Any = None if select is None else select.rule
+    it_scores = node.judge.answers(source) == "scores"
+    if node.ask is None:
+        if it_scores:
+            return "scores"
+        return rule if rule == "tournament" or rule == "random_pair" else "all_pairs"
+    if it_scores != (node.ask == "scores"):
+        does = (
+            "scores each completion; write `ask: scores`"
+            if it_scores
+            else ("compares two completions; write all_pairs, tournament or random_pair")
+        )
+        raise RecipeError(
+            f"each_round: the judge is asked for {node.ask}, and the judge of {source} {does}, or "
+            "leave `ask` out."
+        )
+    if node.ask in ("tournament", "random_pair") and rule != node.ask:
+        raise RecipeError(
+            f"each_round: the judge asks for the comparisons of {node.ask}, and the select stage "
+            f"{f'takes {rule}' if rule else 'is missing'}; write `rule: {node.ask}` there, or "
+            "`ask: all_pairs`."
+        )
+    return node.ask
+
+
+def judge_prompts(
+    judge: Any,
+    asked: Ask,
+    node: Judge,
+    select: Select | None,
+    lines: Sequence[Mapping[str, Any]],
+    number: int,
+) -> list[JudgedPrompt]:
+    """One `JudgedPrompt` per line of the generate stage, in their order."""
+    if asked == "scores":
+        return _scored(judge, node, lines, number)
+    prompts = [_prompt(line) for line in lines]
+    contests = [
+        Contest(prompt, tuple(line["completions"]))
+        for prompt, line in zip(prompts, lines, strict=True)
+    ]
+    return [
+        _judged(line, prompt, number, judge.identity, matrix)
+        for line, prompt, matrix in zip(
+            lines, prompts, _matrices(judge, asked, select, contests, number), strict=True
+        )
+    ]
+
+
+def _matrices(
+    judge: Any, asked: Ask, select: Select | None, contests: Sequence[Contest], number: int
+) -> list[Matrix]:
+    if asked == "tournament":
+        # One completion, or none, has nobody to play against.
+        able = [q for q in contests if len(q.completions) > 1]
+        played = iter(tournaments(judge, able)) if able else iter(())
+        return [next(played).matrix if len(q.completions) > 1 else _alone(q) for q in contests]
+    rule: SelectRule = AllPairs()
+    if asked == "random_pair":
+        assert select is not None, "ask_for refuses it"
+        rule = select.as_rule
+    wanted = [
+        pairs_to_ask(rule, contest.prompt, number, len(contest.completions)) or ()
+        for contest in contests
+    ]
+    return preference_matrices(judge, contests, wanted)
+
+
+def _alone(contest: Contest) -> Matrix:
+    k = len(contest.completions)
+    return Matrix(tuple((0.5,) * k for _ in range(k)), (), 0)
+
+
+def _scored(
+    judge: Any, node: Judge, lines: Sequence[Mapping[str, Any]], number: int
+) -> list[JudgedPrompt]:
+    prompts = [_prompt(line) for line in lines]
+    items = [
+        Answer(prompt, text, content_id(line["prompt"], text))
+        for prompt, line in zip(prompts, lines, strict=True)
+        for text in line["completions"]
+    ]
+    found = iter(judge.score(items))
+    rows: list[JudgedPrompt] = []
+    for prompt, line in zip(prompts, lines, strict=True):
+        verdicts = [next(found) for _ in line["completions"]]
+        scores = tuple(None if isinstance(v, JudgeFailed) else float(v) for v in verdicts)
+        failures = tuple(
+            f"completion {i}: {v.reason} ({v.detail})"
+            for i, v in enumerate(verdicts)
+            if isinstance(v, JudgeFailed)
+        )
+        matrix = Matrix(from_scores(scores, node.score_scale), failures, len(verdicts))
+        rows.append(_judged(line, prompt, number, judge.identity, matrix, scores))
+    return rows
+
+
+def _judged(
+    line: Mapping[str, Any],
+    prompt: Any,
+    number: int,
+    judge: str,
+    matrix: Matrix,
+    scores: tuple[float | None, ...] | None = None,
+) -> JudgedPrompt:
+    return JudgedPrompt(
+        prompt=prompt,
+        group_id=line["group_id"],
+        source=line["source"],
+        row=line["row"],
+        round=number,
+        sampler=line["sampler"],
+        completions=tuple(line["completions"]),
+        scores=scores,
+        preferences=matrix.preferences,
+        failures=(*line["failures"], *matrix.failures),
+        judge=judge,
+        calls=matrix.calls,
+    )
+
+
+def _prompt(line: Mapping[str, Any]) -> Any:
+    prompt = line["prompt"]
+    return prompt if isinstance(prompt, str) else tuple(Message(**turn) for turn in prompt)

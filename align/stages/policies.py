@@ -1,0 +1,127 @@
+# pyright: basic
+"""Policies of a loop: whole models or adapters, loaded from an artefact or still in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from safetensors import safe_open
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from align.loops.stage import StageContext
+from align.policies.loading import load_policy
+from align.policies.model import Model
+from align.policies.quantization import keep_gradients_on_cpu
+from align.recipe import DataRecipe, Recipe
+from align.worlds import world
+
+
+def policy_folder(model: Model) -> str:
+    """Folder or hub id of the start policy; a built-in one is built on the first call."""
+    if not model.is_world:
+        return model.model_name_or_path
+    return str(world(model.model_name_or_path).base_model())
+
+
+def load_round_policy(
+    recipe: Recipe | DataRecipe, folder: Path, start: str, *, trainable: bool
+) -> Any:
+    """The policy in an artefact's folder: a whole model, or an adapter on the start policy.
+
+    Args:
+        recipe: its `model` section says how weights are loaded.
+        folder: of the artefact.
+        start: folder or hub id of the policy that the loop began with.
+        trainable: whether an adapter is loaded to be trained on.
+    """
+    device = PartialState().device
+    is_start = folder == Path(start)
+    if is_start or not (folder / "adapter_config.json").is_file():
+        model: Any = load_policy(recipe.model, start if is_start else str(folder))
+        keep_gradients_on_cpu(model)
+        return model if _is_placed(model) else model.to(device)
+    base: Any = load_policy(recipe.model, start)
+    keep_gradients_on_cpu(base)
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    keep_types(model, folder)
+    return model if _is_placed(base) else model.to(device)
+
+
+def keep_types(model: Any, folder: Path) -> None:
+    """Gives an adapter's weights the types they were saved in.
+
+    peft loads them in float32 where TRL trains them in bfloat16, on a quantised base: what is
+    loaded would answer otherwise than what was saved.
+    """
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        saved = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    for name, parameter in model.named_parameters():
+        own = name.replace(".modules_to_save.default.", ".").replace(".default", "")
+        if saved.get(own) == "BF16":
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _is_placed(model: Any) -> bool:
+    # Quantised weights cannot be moved.
+    return getattr(model, "hf_device_map", None) is not None
+
+
+@contextlib.contextmanager
+def borrowed_policy(
+    context: StageContext, recipe: Recipe | DataRecipe, start: str
+) -> Iterator[Any]:
+    """The newest policy, from memory where it is there; given back unchanged afterwards."""
+    model = context.take("policy")
+    if model is None:
+        model = load_round_policy(recipe, context.input("policy"), start, trainable=True)
+    yield model
+    context.put_back("policy", model)
+
+
+def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Weights (an adapter's alone where there is one), tokenizer, and how to sample from it."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if not (folder / "adapter_config.json").is_file():
+        # `transformers serve` heeds a request's temperature only where this is set.
+        config = GenerationConfig.from_pretrained(folder)
+        if not config.do_sample:
+            config.do_sample = True
+            config.save_pretrained(folder)
+    else:
+        _fix_order(folder / "adapter_config.json")
+
+
+def _fix_order(path: Path) -> None:
+    """Sorts the lists of words: peft writes sets, whose order differs between processes."""
+    config = json.loads(path.read_text())
+    for name, value in config.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            config[name] = sorted(value)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def unpatched(model: Any) -> Any:
+    """The model with the forward pass of its class, as it was before a trainer wrapped it."""
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    for module in (model, base):
+        for name in ("forward", "_original_forward"):
+            module.__dict__.pop(name, None)
+    # Gradient checkpointing hooks the embeddings, each trainer anew.
+    base.get_input_embeddings()._forward_hooks.clear()
+    return model.eval()
+
+
+def update_average(average: Any, newest: Any, decay: float) -> None:
+    """`average` <- decay * average + (1 - decay) * newest, in the average's own type."""
+    theirs = dict(newest.named_parameters())
+    with torch.no_grad():
+        for name, parameter in average.named_parameters():
+            parameter.lerp_(theirs[name].to(parameter), 1 - decay)

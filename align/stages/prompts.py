@@ -1,0 +1,149 @@
+"""The prompts of each round: of a built-in world, or of rows that are read once."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from align import registry
+from align.data.prompt_files import read_prompts
+from align.data.prompts import Prompt
+from align.data.question_files import read_questions
+from align.data.questions import Question
+from align.data.row_policy import RowPolicy
+from align.data.row_report import RowReport
+from align.data.sources import open_rows
+from align.errors import RecipeError
+from align.recipe import Prompts
+from align.reference import digest
+from align.registry import WORLD
+from align.worlds import world
+
+# Of a world, which has as many as one likes.
+WORLD_ROUND = 256
+
+
+@dataclass
+class PromptSource:
+    """Which prompts a round asks; the same for the same recipe, whatever the number of rounds.
+
+    Attributes:
+        section: of the recipe.
+        policy: what to do with rows that cannot be used.
+    """
+
+    section: Prompts
+    policy: RowPolicy
+    _rows: list[Prompt] | None = field(default=None, init=False)
+    _report: RowReport | None = field(default=None, init=False)
+    _known: dict[str, Question] | None = field(default=None, init=False)
+
+    @property
+    def code(self) -> str | None:
+        """Sha256 of the source of a world of the user's own, which also judges; else None."""
+        name = self.section.source.removeprefix(WORLD)
+        return None if name == self.section.source else registry.find("world", name).code
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the prompts depend on: settings, and the content of the rows."""
+        settings = self.section.model_dump(mode="json")
+        if self.section.source.startswith(WORLD):
+            return settings if self.code is None else settings | {"code": self.code}
+        return settings | {"rows": digest(prompt.id for prompt in self._all())}
+
+    def of_round(self, number: int) -> list[Prompt]:
+        """The prompts of a round, from 1 on."""
+        if self.section.source.startswith(WORLD):
+            return _of_world(self.section, number)
+        rows = self._all()
+        wanted = self.section.per_round
+        if wanted is None or wanted >= len(rows):
+            return rows
+        # Epochs over the rows, each in an order of its own, cut into rounds. What is left of an
+        # epoch is not asked in it: a round across two epochs could hold a prompt twice.
+        epoch, place = divmod(number - 1, len(rows) // wanted)
+        order = list(rows)
+        random.Random(f"prompts/{self.section.seed}/{epoch}").shuffle(order)
+        return order[place * wanted : (place + 1) * wanted]
+
+    def questions_of_round(self, number: int) -> list[Question]:
+        """The same prompts with their answers, where the source gives them.
+
+        Raises:
+            RecipeError: the world has no answers.
+        """
+        if self.section.source.startswith(WORLD):
+            asked_of = world(self.section.source)
+            return [asked_of.question(prompt) for prompt in self.of_round(number)]
+        known = self._answers()
+        return [known[prompt.id] for prompt in self.of_round(number)]
+
+    def counts(self) -> dict[str, Any]:
+        """Rows read, kept, and dropped by reason, where there are any rows."""
+        if self._report is None:
+            return {}
+        stored = self._report.to_json()
+        return {"rows": {name: stored[name] for name in ("read", "kept", "dropped")}}
+
+    def columns(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """(source, row) -> the row's columns besides the prompt; none of a world."""
+        if self.section.source.startswith(WORLD):
+            return {}
+        section = self.section
+        return {
+            (source, number): {name: value for name, value in row.items() if name != "prompt"}
+            for source, number, row in open_rows(section.source, section.split, section.revision)
+            if isinstance(row, Mapping)
+        }
+
+    def columns_digest(self) -> str:
+        """Of all columns, for the key of a stage that reads them."""
+        rows = sorted(self.columns().items(), key=lambda item: item[0])
+        return digest(json.dumps(row, sort_keys=True, default=str) for row in rows)
+
+    def _all(self) -> list[Prompt]:
+        if self._rows is None:
+            section = self.section
+            self._rows, self._report = read_prompts(
+                section.source,
+                split=section.split,
+                revision=section.revision,
+                policy=self.policy,
+            )
+        return self._rows
+
+    def _answers(self) -> dict[str, Question]:
+        """By the prompt's id."""
+        if self._known is None:
+            section = self.section
+            found, _ = read_questions(
+                section.source,
+                split=section.split,
+                revision=section.revision,
+                policy=self.policy,
+            )
+            of_id: dict[str, Question] = {}
+            for question in found:
+                prompt = Prompt(
+                    prompt=question.prompt,
+                    images=question.images,
+                    group_id=question.group_id,
+                    source=question.source,
+                    row=question.row,
+                )
+                of_id[prompt.id] = question
+            self._known = of_id
+        return self._known
+
+
+def _of_world(section: Prompts, number: int) -> list[Prompt]:
+    wanted = section.per_round or WORLD_ROUND
+    seed = section.seed * 10_000 + number
+    try:
+        return world(section.source).prompts("train", wanted, seed=seed)
+    except ValueError as error:
+        raise RecipeError(f"prompts.per_round is {wanted}: {error} Write a smaller one.") from error

@@ -1,0 +1,95 @@
+"""Pairs are made of the judged completions: judged -> pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, cast
+
+from pydantic import Field
+
+from align.data.completions import JudgedPrompt
+from align.errors import DataError
+from align.loops.artefacts import read_lines, write_lines
+from align.loops.stage import StageContext, StageNode
+from align.node import Node, joined
+from align.stages.rules import RULES, SelectRule, select
+from align.stages.workshop import Workshop
+
+
+class Select(StageNode):
+    """Pairs are made of the judged completions."""
+
+    run: Literal["select"] = "select"
+    """Which stage."""
+    rule: Literal["best_vs_worst", "random_pair", "all_pairs", "tournament"]
+    """Which two completions make a pair; random_pair is the law of INPO's theorem."""
+    max_dropped: float = Field(default=1.0, ge=0, le=1)
+    """Share of candidates that may be dropped before the loop stops; ties are candidates."""
+    needs_prompts: ClassVar[bool] = False
+
+    @classmethod
+    def class_for(cls, written: Mapping[str, Any]) -> type[Node]:
+        """This class with the keys of its rule."""
+        rule: Any = RULES.get(str(written.get("rule")))
+        return cls if rule is None or issubclass(cls, rule) else joined(cls, rule)
+
+    @classmethod
+    def classes(cls) -> Mapping[str, type[Node]]:
+        """The rules."""
+        return RULES
+
+    @property
+    def as_rule(self) -> SelectRule:
+        """The same value as the settings of its rule."""
+        return cast("SelectRule", self)
+
+    def rule_settings(self) -> dict[str, Any]:
+        """What the choice depends on; for a stage's key."""
+        given = self.model_dump(
+            mode="json", exclude={"run", "rule", "max_dropped"}, exclude_defaults=True
+        )
+        return {"rule": self.rule, **given}
+
+    def stage(self, workshop: Workshop) -> SelectStage:
+        """The stage."""
+        return SelectStage(self)
+
+
+def select_of(nodes: Sequence[StageNode]) -> Select | None:
+    """The select stage among the stages of a recipe."""
+    return next((node for node in nodes if isinstance(node, Select)), None)
+
+
+@dataclass
+class SelectStage:
+    """Pairs are made of the judged completions."""
+
+    node: Select
+    name: str = field(default="select", init=False)
+    version: int = field(default=1, init=False)
+    reads: tuple[str, ...] = field(default=("judged",), init=False)
+    writes: tuple[str, ...] = field(default=("pairs",), init=False)
+
+    def settings(self) -> Mapping[str, Any]:
+        """The rule."""
+        return self.node.rule_settings()
+
+    def run(self, context: StageContext) -> Mapping[str, Any]:
+        """Writes one `PreferencePair` per line, and the count of the others."""
+        judged = [JudgedPrompt.model_validate(row) for row in read_lines(context.input("judged"))]
+        pairs, report = select(judged, self.node.as_rule)
+        counts = report.to_json()
+        about = {key: counts[key] for key in ("read", "kept", "dropped")}
+        if not pairs:
+            reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(report.dropped.items()))
+            raise DataError(
+                f"Round {context.round}: the rule {self.node.rule} makes no pair of "
+                f"{len(judged)} prompts ({reasons or 'no reason given'}). Sample more completions, "
+                "or take a rule that keeps more."
+            )
+        report.check(self.node.max_dropped)
+        write_lines(
+            context.output("pairs"), [p.model_dump(mode="json", exclude_none=True) for p in pairs]
+        )
+        return about

@@ -1,0 +1,202 @@
+# pyright: basic
+"""From a recipe and tokenised pairs to a trained policy on disk."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProcessorMixin,
+    ProgressCallback,
+    set_seed,
+)
+
+from align.errors import Interrupted
+from align.policies.loading import load_policy
+from align.policies.quantization import keep_gradients_on_cpu
+from align.recipe import Model, Recipe
+from align.runs.folder import RunFolder
+from align.runs.manifest import publish
+from align.runs.versions import versions
+from align.trainers.config import PreferenceConfig
+from align.trainers.preference import PreferenceTrainer
+from align.trainers.progress import ProgressBar, ProgressLines
+
+# (policy, its start or None where policy is the start) -> metrics
+Evaluation = Callable[[PreTrainedModel, PreTrainedModel | None], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a finished training run measured."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    log_history: list[dict[str, Any]]
+    probe: dict[str, float] | None
+    roles: dict[str, dict[str, str]]
+    versions: dict[str, str]
+    forward: dict[str, Any]
+
+
+def adapter_of(model: Model) -> Any:
+    """The LoRA configuration of a recipe's `model` section, or None for full fine-tuning."""
+    if not model.use_peft:
+        return None
+
+    def chosen(names: tuple[str, ...] | None) -> Any:
+        if names is None:
+            return None
+        return names[0] if names == ("all-linear",) else list(names)
+
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=model.lora_r,
+        lora_alpha=model.lora_alpha,
+        lora_dropout=model.lora_dropout,
+        target_modules=chosen(model.lora_target_modules),
+        target_parameters=chosen(model.lora_target_parameters),
+        modules_to_save=chosen(model.lora_modules_to_save),
+        use_rslora=model.use_rslora,
+        use_dora=model.use_dora,
+    )
+
+
+def training_arguments(
+    recipe: Recipe, folder: Path, allow_change: Collection[str], *, seed: int | None = None
+) -> PreferenceConfig:
+    """The trainer's configuration for a recipe; bf16 left open means: on where CUDA has it.
+
+    Args:
+        recipe: its `train` and `data` sections.
+        folder: of the checkpoints.
+        allow_change: settings that may differ from the checkpoint that is resumed from.
+        seed: in place of the recipe's own.
+    """
+    arguments = recipe.train.arguments()
+    if seed is not None:
+        arguments["seed"] = seed
+    if arguments["bf16"] is None:
+        arguments["bf16"] = (
+            not recipe.train.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        )
+    if not torch.accelerator.is_available():
+        # Said outright, because several processes find each other over gloo only then.
+        arguments["use_cpu"] = True
+    if not torch.cuda.is_available():
+        # Pinned memory is memory that a GPU can read; without one torch warns.
+        arguments["dataloader_pin_memory"] = False
+    return PreferenceConfig(
+        output_dir=str(folder),
+        allow_change=list(allow_change),
+        max_length=recipe.data.max_length,
+        token_budget=recipe.train.token_budget,
+        **arguments,
+    )
+
+
+def quieten(trainer: PreferenceTrainer, recipe: Recipe) -> None:
+    """Our own progress in place of transformers' and its printed logs."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    with_bar = not recipe.train.disable_tqdm and sys.stderr.isatty()
+    trainer.add_callback(ProgressBar() if with_bar else ProgressLines())
+
+
+def train_policy(
+    recipe: Recipe,
+    run: RunFolder,
+    folder: str,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin,
+    train: Dataset,
+    held_out: Dataset | None,
+    evaluation: Evaluation,
+    *,
+    allow_change: Collection[str] = (),
+) -> Trained:
+    """Trains, or goes on training, and leaves the finished model in `run.model`.
+
+    Args:
+        recipe: its `model`, `roles`, `objective` and `train` sections.
+        run: where checkpoints and the model go.
+        folder: folder or hub id of the start policy.
+        tokenizer: the start policy's, or its processor where it reads pictures.
+        train: tokenised pairs, as `align.tokens.dataset.to_dataset` makes them.
+        held_out: the same, for evaluations during training.
+        evaluation: called on the start policy and on the finished one, on the main process.
+        allow_change: settings that may differ from the checkpoint that is resumed from.
+
+    Raises:
+        Interrupted: a signal ended training; the same call goes on from its checkpoint.
+    """
+    state = PartialState()
+    set_seed(recipe.train.seed)
+    model: Any = load_policy(recipe.model, folder)
+    # Before anything is measured: the 4-bit repacking happens in the first forward pass.
+    keep_gradients_on_cpu(model)
+    before: dict[str, Any] = {}
+    if state.is_main_process:
+        before = run.read_json("before.json") or evaluation(model.to(state.device), None)
+        run.write_json("before.json", before)
+    state.wait_for_everyone()
+    reader: Any = tokenizer
+    trainer = PreferenceTrainer(
+        model,
+        args=training_arguments(recipe, run.checkpoints, allow_change),
+        train_dataset=train,
+        eval_dataset=held_out if recipe.train.eval_strategy != "no" else None,
+        processing_class=reader,
+        peft_config=adapter_of(recipe.model),
+        objective=recipe.objective,
+        roles={
+            role: source
+            for role, source in recipe.roles.given.items()
+            if role in recipe.objective.needs
+        },
+    )
+    quieten(trainer, recipe)
+    trainer.train(resume_from_checkpoint=True)
+    if trainer.stopped_by is not None:
+        raise Interrupted(
+            f"Stopped by {trainer.stopped_by} at step {trainer.state.global_step} of "
+            f"{trainer.state.max_steps}; a checkpoint is in {run.checkpoints}. Run the same "
+            "command again to go on."
+        )
+    after: dict[str, Any] = {}
+    policy = trainer.model
+    if state.is_main_process:
+        start: Any = load_policy(recipe.model, folder)
+        after = evaluation(policy, start.to(policy.device))
+        partial = run.path / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        policy.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        # peft's own card; ours is written beside the sealed files once the metrics are there.
+        (partial / "README.md").unlink(missing_ok=True)
+        publish(partial, run.model, {"versions": versions(), "step": trainer.state.global_step})
+    state.wait_for_everyone()
+    return Trained(
+        before=before,
+        after=after,
+        log_history=trainer.state.log_history,
+        probe=trainer.probe,
+        roles={role: identity.to_json() for role, identity in trainer.identities.items()},
+        versions=versions(),
+        forward={
+            "backend": trainer.backend.backend.name,
+            "reason": trainer.backend.reason,
+            "token_budget": trainer.data_collator.token_budget,
+        },
+    )

@@ -1,0 +1,1 @@
+"""Records to token rows: chat templates, budgets of length, pictures."""

@@ -1,0 +1,38 @@
+"""The two sides of a pair: whether one ends, what they say, and others in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from align.data.messages import Message, Text
+from align.data.pairs import PreferencePair
+
+
+def side_ends(pair: PreferencePair, at: str) -> bool:
+    """Whether the side `at` is a whole answer; False for the beginning of one."""
+    return (pair.chosen_ends if at == "chosen" else pair.rejected_ends) is not False
+
+
+def with_sides(pair: PreferencePair, chosen: str, rejected: str) -> PreferencePair:
+    """The prompt of `pair` with two other answers, and nothing else of it."""
+    sides: list[Text] = [
+        (Message(role="assistant", content=side),) if pair.is_conversational else side
+        for side in (chosen, rejected)
+    ]
+    return PreferencePair(
+        prompt=pair.prompt,
+        chosen=sides[0],
+        rejected=sides[1],
+        images=pair.images,
+        source=pair.source,
+        row=pair.row,
+    )
+
+
+def contents(pair: PreferencePair) -> Iterable[str]:
+    """Every text of `pair`, message by message."""
+    for text in (pair.prompt, pair.chosen, pair.rejected):
+        if isinstance(text, str):
+            yield text
+        else:
+            yield from (message.content for message in text)

@@ -1,0 +1,1 @@
+"""Pictures beside text: columns, pixels, placeholders."""

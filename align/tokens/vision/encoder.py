@@ -1,0 +1,126 @@
+"""Token ids of a pair whose prompt shows pictures.
+
+The chat template writes one placeholder per picture, before the words of the first user turn (where
+TRL puts them too); each then becomes the run of tokens that the processor makes of a picture of
+this size. So a row's ids do not depend on its batch, and pictures are not decoded to get them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from PIL import Image
+
+from align.data.images import ImageRef, open_image
+from align.data.messages import Message
+from align.data.pairs import PreferencePair
+from align.data.problems import RowProblem
+from align.data.row_policy import RowPolicy
+from align.errors import RecipeError
+from align.tokens.chat_template import ChatTemplate, Until
+from align.tokens.encoder import Encoder
+from align.tokens.tokenized_pair import TokenizedPair
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+
+class PictureTemplate(ChatTemplate):
+    """A chat template that renders lists of parts, which may be pictures."""
+
+    def render(self, messages: Sequence[Message], until: Until) -> str:
+        """As for text, with a place per picture before the words of the first user turn."""
+        first = next((i for i, message in enumerate(messages) if message.role == "user"), None)
+        parts = [
+            {
+                "role": message.role,
+                "content": [{"type": "image"}] * (self.shown if i == first else 0)
+                + [{"type": "text", "text": message.content}],
+            }
+            for i, message in enumerate(messages)
+        ]
+        return self.rendered(parts, until)
+
+
+class VisionEncoder(Encoder):
+    """The encoder of a vision-language model; rows without pictures are encoded as text.
+
+    Args:
+        processor: with a tokenizer, an image processor and a chat template.
+        policy: what to do with rows that cannot be used.
+
+    Raises:
+        RecipeError: the processor says of no token that it stands for a picture.
+    """
+
+    reads_images = True
+
+    def __init__(self, processor: ProcessorMixin, policy: RowPolicy) -> None:
+        self.processor: Any = processor
+        self._runs: dict[tuple[int, int], list[int]] = {}
+        kind = type(processor).__name__
+        if not isinstance(getattr(processor, "image_token", None), str):
+            raise RecipeError(
+                f"{kind} names no image_token, so where a picture stands in a prompt is not known. "
+                "Known to work are processors of LLaVA and Qwen-VL."
+            )
+        if kind.startswith("Gemma"):
+            raise RecipeError(
+                f"{kind} marks pictures by token_type_ids, which is not supported; processors of "
+                "LLaVA and Qwen-VL are."
+            )
+        # Beside a processor the chat template is the processor's, and renders lists of parts.
+        tokenizer = copy.copy(self.processor.tokenizer)
+        tokenizer.chat_template = self.processor.chat_template or tokenizer.chat_template
+        self.image_id: int = tokenizer.convert_tokens_to_ids(self.processor.image_token)
+        super().__init__(tokenizer, policy, PictureTemplate(tokenizer))
+
+    def _of_texts(self, pair: PreferencePair) -> TokenizedPair:
+        images = pair.images or ()
+        self._template.shown = len(images)
+        made = super()._of_texts(pair)
+        other = pair.rejected_images if isinstance(pair.rejected_images, tuple) else images
+        ids = self._with_runs(made.prompt_ids, images)
+        if other is not images and self._with_runs(made.prompt_ids, other) != ids:
+            detail = "pictures of another size take other tokens, and the sides share the prompt"
+            raise RowProblem("unsupported_content", "rejected_images", detail)
+        return replace(made, prompt_ids=ids)
+
+    def cut(self, tokenized: TokenizedPair) -> TokenizedPair:
+        """As for text; but the prompt is never cut, because pictures stand in it."""
+        policy = self.policy
+        if tokenized.pair.images is not None and policy.on_too_long == "cut_prompt":
+            longest = max(len(tokenized.chosen_ids), len(tokenized.rejected_ids))
+            length = len(tokenized.prompt_ids) + longest
+            if policy.max_length is not None and length > policy.max_length:
+                detail = f"{length} tokens, and a prompt with pictures is not cut"
+                raise RowProblem("too_long", "prompt", detail)
+        return super().cut(tokenized)
+
+    def _with_runs(self, ids: Sequence[int], images: Sequence[ImageRef]) -> list[int]:
+        """`ids` with each placeholder replaced by its picture's tokens."""
+        places = [i for i in ids if i == self.image_id]
+        if len(places) != len(images):
+            detail = f"the chat template writes {len(places)} places for {len(images)} pictures"
+            raise RowProblem("template_mismatch", "images", detail)
+        left = iter(images)
+        found: list[int] = []
+        for i in ids:
+            found += self._run(next(left)) if i == self.image_id else [i]
+        return found
+
+    def _run(self, ref: ImageRef) -> list[int]:
+        """The tokens of one picture, which depend on its size alone."""
+        size = open_image(ref).size
+        if size not in self._runs:
+            processed = self.processor(
+                text=self.processor.image_token,
+                images=Image.new("RGB", size),
+                add_special_tokens=False,
+            )
+            ids: Any = processed["input_ids"]
+            self._runs[size] = cast(list[int], list(ids[0]))
+        return self._runs[size]

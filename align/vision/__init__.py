@@ -1,1 +1,0 @@
-"""Pictures: how rows name them, what tokens stand for them, what models read of them."""

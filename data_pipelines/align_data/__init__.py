@@ -1,0 +1,1 @@
+"""Rows to rows: the pipelines that make preference data, as stages of a recipe."""

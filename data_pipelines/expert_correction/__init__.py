@@ -1,9 +1,0 @@
-"""Pairs from an expert who corrects the policy's own responses, and the alignment before training.
-
-Yang et al. 2025, "Mitigating Hallucinations in Large Vision-Language Models via DPO: On-Policy Data
-Hold the Key" (OPA-DPO, arXiv 2501.09695). Here for text; image pairs are counted and left out.
-"""
-
-from data_pipelines.expert_correction.work import ExpertCorrectionWork
-
-__all__ = ["ExpertCorrectionWork"]

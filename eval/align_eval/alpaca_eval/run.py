@@ -1,0 +1,291 @@
+"""A whole AlpacaEval run: outputs, annotations, scores, files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from align.errors import RecipeError
+from align.node import Conflict
+from align.servers.caller import CachedCaller
+from align.servers.endpoint import OpenAICaller
+from align_eval.alpaca_eval import package
+from align_eval.alpaca_eval.annotations import AlpacaScore, leaderboard_row, write_leaderboard
+from align_eval.alpaca_eval.annotator import (
+    PARSERS,
+    TEMPLATE,
+    JudgeCaller,
+    Pairing,
+    annotate,
+    annotation_rows,
+    parameters_of,
+    reasons_of,
+)
+from align_eval.alpaca_eval.length_controlled import (
+    LengthControlled,
+    read_difficulty,
+    read_gamed,
+    with_length_control,
+)
+from align_eval.judged import JudgedBenchmark, NonEmpty
+from align_eval.outputs import Outputs, read_outputs
+from align_eval.results import Result, inputs_of, judge_of, write_result
+from align_eval.row_files import Row, by_key, read_rows, write_json
+
+ANNOTATIONS = "annotations.json"
+OUTPUTS = "model_outputs.json"
+LEADERBOARD = "leaderboard.csv"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The baseline's outputs.
+
+    Attributes:
+        generator: its name.
+        rows: instruction -> row, in the order of the file.
+    """
+
+    generator: str
+    rows: Mapping[str, Row]
+
+
+class AlpacaEval(JudgedBenchmark):
+    """AlpacaEval 2: win rate against the baseline's outputs, raw and at equal length."""
+
+    run: Literal["alpaca_eval"] = "alpaca_eval"
+    """Which evaluation."""
+    reference_outputs: NonEmpty
+    """The baseline's model_outputs.json; its instructions are what is asked."""
+    outputs: NonEmpty | None = None
+    """The model's model_outputs.json; null lets the recipe's model write them."""
+    generator: str | None = Field(default=None, min_length=1)
+    """The model's name in tables; null takes what `outputs` says, or the recipe's model."""
+    annotator_name: str | None = Field(default=None, min_length=1)
+    """The annotator's name in the annotations; null takes the served model's."""
+    reading: Literal["logprobs", "text"] = "logprobs"
+    """What of the judge's answer counts: its first token's log-probs (the official way; vLLM gives
+    them), or the name that it writes (any server; wins and losses only)."""
+    runner: Literal["auto", "package", "own"] = "auto"
+    """What scores: the alpaca-eval package, our own code, or the package where it is installed."""
+    gamed: NonEmpty | None = None
+    """df_gamed.csv of tatsu-lab/alpaca_eval, without which no length-controlled win rate is
+    official."""
+    difficulty: NonEmpty | None = None
+    """instruction_difficulty.csv, or a table of its kind, for an offline estimate."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.gamed is not None and self.difficulty is not None:
+            yield "difficulty", "df_gamed.csv holds the difficulties too; keep one of the two"
+
+    def called(self) -> str | None:
+        """The model's name in tables, where the recipe gives one."""
+        return self.generator
+
+    def reads_files(self) -> Sequence[str]:
+        """Files that it reads."""
+        named = (self.reference_outputs, self.outputs, self.gamed, self.difficulty)
+        return [name for name in named if name is not None]
+
+    def asks_policy(self) -> bool:
+        """Whether the model must answer."""
+        return self.outputs is None
+
+    def judge_caller(self) -> OpenAICaller:
+        """What asks the annotator; keeps the log-probs of its first token where these are read."""
+        return (
+            JudgeCaller(self.annotator)
+            if self.reading == "logprobs"
+            else OpenAICaller(self.annotator)
+        )
+
+    def prompts(self) -> dict[str, str]:
+        """What the model is asked: the baseline's instructions, each its own key."""
+        return prompts_of(self)
+
+    def read(self) -> Outputs:
+        """The outputs that the recipe names."""
+        return outputs_of(self)
+
+    def judge(self, outputs: Outputs, caller: CachedCaller, folder: Path) -> dict[str, Any]:
+        """Judges, scores and writes everything to `folder`."""
+        return run_alpaca_eval(self, outputs, caller, folder)
+
+
+def read_reference(path: Path) -> Reference:
+    """A model_outputs.json with one generator.
+
+    Raises:
+        DataError: a row lacks a field, two have one instruction, or there are several generators.
+    """
+    rows = by_key(read_rows(path, needs=("instruction", "output")), "instruction", str(path))
+    named = read_outputs(path, list(rows), generator=None)
+    return Reference(named.generator, rows)
+
+
+def prompts_of(node: AlpacaEval) -> dict[str, str]:
+    """What the model is asked: the baseline's instructions, each its own key."""
+    return {text: text for text in read_reference(Path(node.reference_outputs)).rows}
+
+
+def outputs_of(node: AlpacaEval) -> Outputs:
+    """The outputs that the recipe names.
+
+    Raises:
+        RecipeError: it names none; they must be generated.
+        DataError: the file does not belong to the instructions.
+    """
+    if node.outputs is None:
+        raise RecipeError("outputs: is null; let the model write them, or name a file.")
+    reference = read_reference(Path(node.reference_outputs))
+    return read_outputs(Path(node.outputs), list(reference.rows), generator=node.generator)
+
+
+def run_alpaca_eval(
+    node: AlpacaEval, outputs: Outputs, caller: CachedCaller, folder: Path
+) -> dict[str, Any]:
+    """Judges the outputs, and writes everything to `folder`.
+
+    model_outputs.json, annotations.json and leaderboard.csv have the official formats; results.json
+    and table.md hold scores, counts and provenance. Running it again asks only what failed.
+
+    Args:
+        node: settings.
+        outputs: of the model, by instruction.
+        caller: of `node.judge_caller()`, with store and limits.
+        folder: made when absent.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        DataError: more than max_failed failed, or an input does not fit.
+        MachineError: the package is asked for and cannot be run.
+        AlignError: what no other try can mend; what was answered by then is stored.
+    """
+    if node.reading == "logprobs" and type(caller.caller) is OpenAICaller:
+        raise RecipeError("reading: logprobs needs a caller made of `node.judge_caller()`.")
+    reference = read_reference(Path(node.reference_outputs))
+    runner = node.runner
+    if runner == "auto":
+        runner = "package" if package.is_installed() else "own"
+    if runner == "package":
+        # Its faults are to be seen before the judge is paid.
+        package.load_package()
+    pairings = [
+        Pairing(text, str(row["output"]), outputs.texts[text], row.get("dataset"))
+        for text, row in reference.rows.items()
+        if text in outputs.texts
+    ]
+    _write_outputs(folder, outputs, reference)
+    generators = (reference.generator, outputs.generator)
+    name = node.annotator_name or node.annotator.model
+    if runner == "package":
+        rows, reasons = package.run_package(
+            caller,
+            pairings,
+            reading=node.reading,
+            generators=generators,
+            annotator=name,
+            folder=folder,
+        )
+    else:
+        found = annotate(caller, pairings, reading=node.reading)
+        rows = annotation_rows(pairings, found, generators=generators, annotator=name)
+        write_json(folder / ANNOTATIONS, rows)
+        reasons = reasons_of(found)
+    return _score(node, outputs, reference, rows, reasons, runner, caller, folder)
+
+
+def _write_outputs(folder: Path, outputs: Outputs, reference: Reference) -> None:
+    rows = [
+        {
+            "dataset": row.get("dataset"),
+            "instruction": text,
+            "output": outputs.texts[text],
+            "generator": outputs.generator,
+        }
+        for text, row in reference.rows.items()
+        if text in outputs.texts
+    ]
+    write_json(folder / OUTPUTS, rows)
+
+
+def _score(
+    node: AlpacaEval,
+    outputs: Outputs,
+    reference: Reference,
+    rows: list[Row],
+    reasons: Mapping[str, int],
+    runner: str,
+    caller: CachedCaller,
+    folder: Path,
+) -> dict[str, Any]:
+    judged = sum(row["preference"] is not None for row in rows)
+    n = len(reference.rows)
+    counts = Counter(reasons) + Counter(outputs.reasons)
+    score: AlpacaScore | None = None
+    controlled: LengthControlled | None = None
+    scores: dict[str, Any] = {}
+    table: list[dict[str, Any]] = []
+    if judged > 1:
+        score, controlled = _fitted(node, reference, rows)
+        row = leaderboard_row(score)
+        write_leaderboard(folder / LEADERBOARD, {outputs.generator: row})
+        scores = {**score.to_json(), "length_controlled_weights": dict(controlled.weights)}
+        table = [
+            {
+                "model": outputs.generator,
+                "LC win rate": score.length_controlled_win_rate,
+                "LC is": score.length_controlled_kind,
+                "win rate": score.win_rate,
+                "standard error": score.standard_error,
+                "n": score.n_total,
+                "avg length": score.avg_length,
+            }
+        ]
+    result = Result(
+        name="alpaca_eval",
+        scores=scores,
+        table=table,
+        n=n,
+        n_judged=judged,
+        n_failed=n - judged,
+        reasons=dict(sorted(counts.items())),
+        provenance={
+            "model": outputs.generator,
+            "baseline": reference.generator,
+            "outputs": dict(outputs.about),
+            "judge": judge_of(
+                caller,
+                template=TEMPLATE,
+                parser=PARSERS[node.reading],
+                reading=node.reading,
+                parameters=parameters_of(caller, node.reading),
+            ),
+            "runner": runner,
+            "inputs": inputs_of(
+                reference_outputs=node.reference_outputs,
+                outputs=node.outputs,
+                gamed=node.gamed,
+                difficulty=node.difficulty,
+            ),
+        },
+    )
+    return write_result(folder, result, max_failed=node.max_failed)
+
+
+def _fitted(
+    node: AlpacaEval, reference: Reference, rows: list[Row]
+) -> tuple[AlpacaScore, LengthControlled]:
+    instructions = list(reference.rows)
+    gamed = None if node.gamed is None else read_gamed(Path(node.gamed), instructions)
+    difficulty = (
+        None if node.difficulty is None else read_difficulty(Path(node.difficulty), instructions)
+    )
+    return with_length_control(rows, gamed=gamed, difficulty=difficulty)

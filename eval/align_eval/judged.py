@@ -1,0 +1,82 @@
+"""What benchmarks with a judge share: outputs read or generated once, and a caller with a store."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field
+
+from align.evaluation import Benchmark, Subject
+from align.policies.base import Sampling
+from align.servers.caller import CachedCaller
+from align.servers.calls import CallStore
+from align.servers.endpoint import Endpoint, OpenAICaller
+from align.servers.gate import Limits
+from align_eval.outputs import Outputs, kept_outputs
+
+NonEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
+
+# As the benchmarks are usually run: the likeliest token, and room for a long answer.
+GREEDY = Sampling(max_new_tokens=2048, temperature=0.0)
+CALLS = "calls.sqlite"
+GENERATED = "generated.jsonl"
+
+
+class JudgedBenchmark(Benchmark):
+    """A benchmark whose outputs a language model behind a server judges."""
+
+    sampling: Sampling = GREEDY
+    """How the recipe's model writes its outputs."""
+    annotator: Endpoint
+    """Where the language model that judges is served."""
+    limits: Limits = Limits()
+    """How hard the annotator is asked, and how long."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the model's outputs, and of the bootstrap where there is one."""
+    max_failed: float = Field(default=0.01, ge=0, le=1)
+    """Share of the questions that may fail before there is no score."""
+
+    def settings(self) -> Any:
+        """Without `limits`: how hard a server is asked moves no number."""
+        return self.model_dump(mode="json", exclude={"limits"})
+
+    def measure(self, subject: Subject, folder: Path) -> dict[str, Any]:
+        """Judges outputs that are read, or generated once and kept in `folder`."""
+        with CallStore(folder / CALLS) as store:
+            caller = CachedCaller(self.judge_caller(), store, self.limits)
+            return self.judge(self._outputs(subject, folder), caller, folder)
+
+    def _outputs(self, subject: Subject, folder: Path) -> Outputs:
+        if not self.asks_policy():
+            return self.read()
+        return kept_outputs(
+            folder / GENERATED,
+            subject.policy(),
+            self.prompts(),
+            generator=self.called() or subject.name,
+            sampling=self.sampling,
+            seed=self.seed,
+            source=self.run,
+        )
+
+    def judge_caller(self) -> OpenAICaller:
+        """What asks the annotator."""
+        return OpenAICaller(self.annotator)
+
+    @abstractmethod
+    def called(self) -> str | None:
+        """The model's name in tables, where the recipe gives one."""
+
+    @abstractmethod
+    def prompts(self) -> dict[str, str]:
+        """What the model is asked, by the key of the question."""
+
+    @abstractmethod
+    def read(self) -> Outputs:
+        """The outputs that the recipe names."""
+
+    @abstractmethod
+    def judge(self, outputs: Outputs, caller: CachedCaller, folder: Path) -> dict[str, Any]:
+        """Judges, scores and writes everything to `folder`; returns what results.json holds."""

@@ -1,0 +1,333 @@
+"""A user's own code in a recipe, through both doors: a path, and an installed package."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from align import registry
+from align.app.cli import main
+from align.errors import RecipeError
+from align.recipe import load_recipe, recipe_key
+from tests import tiny_loops
+
+KIND_OF = {
+    "starts_low": "reward",
+    "later": "reward",
+    "many": "reward",
+    "first_is_lower": "reward",
+    "Longest": "judge",
+    "HalfDPO": "objective",
+    "FirstOnly": "stage",
+    "LowShare": "evaluation",
+    "Letters": "world",
+    "abc": "task",
+    "plain_row": "reader",
+    "upside_down": "policy",
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_loops.build_policy(tmp_path_factory.mktemp("start"))
+
+
+class House:
+    """A folder of a user's, with own.py in it or installed under a name."""
+
+    def __init__(self, folder: Path, start: Path, door: str) -> None:
+        self.folder, self.start, self.door = folder, start, door
+        tiny_loops.build_rows(folder)
+        self.site = folder / "site"
+        self.site.mkdir()
+        source = Path(__file__).with_name("own.py")
+        if door == "path":
+            shutil.copy(source, folder / "own.py")
+            return
+        shutil.copy(source, self.site / "house_of_letters.py")
+        info = self.site / "house_of_letters-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Name: house-of-letters\nVersion: 1.0\n")
+        groups: dict[str, list[str]] = {}
+        for thing, kind in KIND_OF.items():
+            groups.setdefault(registry.GROUPS[kind], []).append(
+                f"{thing.lower()} = house_of_letters:{thing}"
+            )
+        (info / "entry_points.txt").write_text(
+            "".join(f"[{group}]\n" + "\n".join(lines) + "\n" for group, lines in groups.items())
+        )
+
+    def __call__(self, thing: str) -> str:
+        """How a recipe names it."""
+        return f"own.py:{thing}" if self.door == "path" else thing.lower()
+
+    def loop(self, run: str, **changes: Any) -> dict[str, Any]:
+        recipe = tiny_loops.write_recipe(self.folder, self.start, **changes)
+        main(["loop", str(recipe), "--run", run])
+        return json.loads((self.folder / run / "metrics.json").read_text())
+
+    def ledger(self, run: str) -> list[dict[str, Any]]:
+        text = (self.folder / run / "ledger.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    def rows(self, run: str, kind: str, number: int = 1) -> list[dict[str, Any]]:
+        (path,) = (self.folder / run / "rounds" / f"{number:04}").glob(f"[0-9]*/{kind}/rows.jsonl")
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(params=["path", "package"])
+def house(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    start: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> House:
+    made = House(tmp_path, start, request.param)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(made.site))
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LETTERS_START", str(start))
+    return made
+
+
+def stages(*, judge: dict[str, Any], then: list[dict[str, Any]] | None = None) -> list[Any]:
+    return [
+        {"run": "generate", "samples": 4, "max_new_tokens": 16},
+        {"run": "judge", **judge},
+        {"run": "select", "rule": "best_vs_worst"},
+        *(then or []),
+        {"run": "train"},
+    ]
+
+
+def test_world_judge_stage_objective_and_evaluation_make_a_loop(house: House) -> None:
+    world = f"world:{house('Letters')}"
+    metrics = house.loop(
+        "run",
+        model={"model_name_or_path": world},
+        prompts={"source": world, "per_round": 6},
+        roles={"reference": "start"},
+        objective={"name": house("HalfDPO"), "beta": 0.2},
+        evaluate={"suite": [house("LowShare"), world], "n": 4},
+        each_round=stages(
+            judge={"by": house("Longest"), "factor": 2.0},
+            then=[{"run": house("FirstOnly"), "most": 1}],
+        ),
+        rounds=1,
+    )
+    assert set(metrics["after"]) == {
+        f"{house('LowShare')}/share",
+        f"{house('LowShare')}/length",
+        "letters/low",
+    }
+    for row in house.rows("run", "judged"):
+        assert row["scores"] == [2.0 * len(text) for text in row["completions"]]
+    (ledger,) = [
+        line
+        for line in map(
+            json.loads, (house.folder / "run" / "ledger.jsonl").read_text().splitlines()
+        )
+        if line["step"] == "train"
+    ]
+    # One pair out of the own stage; at the start the margin is 0, and half of log 2 is .3466.
+    assert ledger["about"]["pairs"] == 1
+    assert ledger["about"]["loss"] == pytest.approx(0.34657, abs=1e-4)
+
+
+def test_rewards_read_columns_and_are_weighted(house: House) -> None:
+    rewards = [
+        {"by": house("starts_low"), "weight": 10.0},
+        {"by": house("many"), "weight": -1.0},
+        {"by": "length", "weight": 0.5},
+    ]
+    house.loop("run", rounds=1, each_round=stages(judge={"by": "rewards", "rewards": rewards}))
+    rows = house.rows("run", "judged")
+    assert rows
+    for row in rows:
+        # The column `answer` is "" in every row.
+        wanted = [10.0 * (text[:1] in "abcd") - 0.5 * len(text) for text in row["completions"]]
+        assert row["scores"] == wanted
+
+
+def test_a_comparison_fills_the_matrix(house: House) -> None:
+    house.loop("run", rounds=1, each_round=stages(judge={"by": house("first_is_lower")}))
+    row = house.rows("run", "judged")[0]
+    assert row["scores"] is None
+    for i, first in enumerate(row["completions"]):
+        for j, second in enumerate(row["completions"]):
+            a, b = first[:1], second[:1]
+            assert row["preferences"][i][j] == (0.5 if a == b else float(a < b))
+
+
+def test_nan_and_a_raising_function_are_failed_verdicts_with_file_line_and_row(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = {"by": house("later"), "max_failed": 1.0}
+    house.loop("nan", rounds=1, each_round=stages(judge=judge))
+    rows = house.rows("nan", "judged")
+    said = [one for row in rows for one in row["failures"]]
+    for row in rows:
+        for text, score in zip(row["completions"], row["scores"], strict=True):
+            assert score == (None if len(text) == 1 else float(len(text)))
+    assert any("not_finite (the function returned nan" in one for one in said)
+    drawn = {text for row in rows for text in row["completions"]}
+    monkeypatch.setenv("BREAK_ON", min(drawn))
+    judge = {"by": house("starts_low"), "max_failed": 1.0}
+    house.loop("raised", rounds=1, each_round=stages(judge=judge))
+    said = [one for row in house.rows("raised", "judged") for one in row["failures"]]
+    place = "own.py" if house.door == "path" else "house_of_letters.py"
+    (one, *_) = [one for one in said if "ValueError: no such letters" in one]
+    assert f"{place}:" in one
+    assert "prompts.jsonl:" in one
+    judge["max_failed"] = 0.0
+    with pytest.raises(SystemExit) as stop:
+        house.loop("stopped", rounds=1, each_round=stages(judge=judge))
+    assert stop.value.code == 3
+
+
+def test_an_engine_writes_the_completions(house: House) -> None:
+    plain = stages(judge={"by": "length"})
+    house.loop("plain", rounds=1, each_round=plain)
+    own = [{**plain[0], "engine": house("upside_down")}, *plain[1:]]
+    house.loop("own", rounds=1, each_round=own)
+    for before, after in zip(
+        house.rows("plain", "completions"), house.rows("own", "completions"), strict=True
+    ):
+        assert after["completions"] == [text[::-1] for text in before["completions"]]
+
+
+def test_a_reader_an_objective_and_a_measurement_train_once(house: House) -> None:
+    rows = [{"q": text + "a", "yes": "ab", "no": "hg", "skip": text == "c"} for text in "abcdefgh"]
+    tiny_loops.write_rows(house.folder / "pairs.jsonl", rows)
+    (house.folder / "train.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {"model_name_or_path": str(house.start)},
+                "data": {
+                    "pairs": "pairs.jsonl",
+                    "format": house("plain_row"),
+                    "max_dropped": 0.5,
+                    "held_out": 1,
+                },
+                "roles": {"reference": "start"},
+                "objective": {"name": house("HalfDPO")},
+                "train": tiny_loops.TRAIN,
+                "evaluate": {"suite": ["preference", house("LowShare")]},
+            }
+        )
+    )
+    main(["train", "train.yaml", "--run", "run"])
+    metrics = json.loads((house.folder / "run" / "metrics.json").read_text())
+    assert metrics["data"]["dropped"] == {"left_out": 1}
+    assert metrics["data"]["train"] == 6
+    assert f"{house('LowShare')}/share" in metrics["before"]
+    log = json.loads((house.folder / "run" / "log_history.json").read_text())
+    assert log[0]["loss"] == pytest.approx(0.34657, abs=1e-3)
+
+
+def test_a_task_is_measured(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    (house.folder / "eval.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {"model_name_or_path": str(house.start)},
+                "evaluate": {"suite": [{"run": "tasks", "tasks": [house("abc")]}]},
+            }
+        )
+    )
+    main(["eval", "eval.yaml", "--run", "run"])
+    found = json.loads((house.folder / "run" / "metrics.json").read_text())
+    assert found["scores"]["tasks/abc/n"] == 2
+    assert "abc v1" in capsys.readouterr().out
+
+
+@pytest.fixture
+def own(tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    return House(tmp_path, start, "path")
+
+
+def test_changing_the_function_makes_its_stage_again_and_the_generation_not(own: House) -> None:
+    nodes = stages(judge={"by": "own.py:many"})
+    own.loop("run", rounds=1, each_round=nodes)
+    was = own.rows("run", "judged")[0]["scores"]
+    source = own.folder / "own.py"
+    source.write_text(source.read_text().replace("float(len(text)) for", "-float(len(text)) for"))
+    own.loop("run", rounds=1, each_round=nodes)
+    assert own.rows("run", "judged")[0]["scores"] == [-x for x in was]
+    steps = [line["step"] for line in own.ledger("run")]
+    assert steps.count("generate") == 1
+    assert steps.count("judge") == 2
+
+
+def test_another_content_of_the_file_is_another_run(own: House) -> None:
+    recipe = tiny_loops.write_recipe(
+        own.folder, own.start, each_round=stages(judge={"by": "own.py:many"})
+    )
+    before = recipe_key(load_recipe(recipe))
+    assert recipe_key(load_recipe(recipe)) == before
+    source = own.folder / "own.py"
+    source.write_text(source.read_text() + "\n# changed\n")
+    assert recipe_key(load_recipe(recipe)) != before
+
+
+def test_check_says_what_would_run_and_runs_nothing_of_it(
+    own: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = own.folder / "own.py"
+    source.write_text(source.read_text() + "\nopen('it-ran', 'w').close()\n")
+    recipe = tiny_loops.write_recipe(
+        own.folder, own.start, each_round=stages(judge={"by": "own.py:many"})
+    )
+    main(["check", str(recipe)])
+    said = capsys.readouterr().out
+    assert "code: many of own.py (" in said
+    assert "--run-code" in said
+    assert not (own.folder / "it-ran").exists()
+    with pytest.raises(SystemExit) as stop:
+        main(["recipe", "show", str(recipe)])
+    assert stop.value.code == 2
+    assert not (own.folder / "it-ran").exists()
+    main(["check", str(recipe), "--run-code"])
+    assert "the stages fit together" in capsys.readouterr().out
+    assert (own.folder / "it-ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("own.py:manyy", "own.py has no 'manyy'; did you mean `many`?"),
+        ("other.py:many", "there is no file other.py"),
+        ("no_such_module:many", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("broken.py:many", r"NameError: name 'nobody' is not defined \(.*broken.py:2\)"),
+        ("syntax.py:many", r"SyntaxError: .*syntax.py"),
+        ("own.py:exactly_two", "the function's parameters are a, b"),
+        ("own.py:LETTERS", "is no function, and no subclass"),
+        ("lenght", "did you mean `length`"),
+        ("mcts", "mcts is a name of kind stage"),
+    ],
+)
+def test_what_cannot_be_found_is_named(own: House, word: str, says: str) -> None:
+    (own.folder / "broken.py").write_text("x = 1\nnobody()\n")
+    (own.folder / "syntax.py").write_text("def many(:\n")
+    source = own.folder / "own.py"
+    source.write_text(source.read_text() + "\ndef exactly_two(a, b):\n    return 1\n")
+    recipe = tiny_loops.write_recipe(own.folder, own.start, each_round=stages(judge={"by": word}))
+    with pytest.raises(RecipeError, match=says):
+        load_recipe(recipe)
+
+
+def test_two_packages_with_one_name_are_refused(
+    own: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        info = own.site / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[align.judges]\nmine = {name}:Judge\n")
+    monkeypatch.syspath_prepend(str(own.site))
+    with pytest.raises(RecipeError, match=r"'mine' is given twice, by (one|two):.*(one|two):"):
+        registry.names("judge")
