@@ -54,7 +54,8 @@ def proportion(successes: int, n: int) -> Estimate:
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     # At 0 and n successes one end is exactly the share, which rounding may cross.
-    return Estimate(share, max(0.0, min(centre - half, share)), max(centre + half, share), n)
+    low, high = min(centre - half, share), max(centre + half, share)
+    return Estimate(share, max(0.0, low), min(1.0, high), n)
 
 
 def mean(values: Tensor | Sequence[float], *, what: str) -> Estimate:

@@ -32,6 +32,8 @@ class Node(BaseModel):
 
     code: ClassVar[str | None] = None
     """Sha256 of the source, where the node is a user's own; None for built-in ones."""
+    chosen_by: ClassVar[str] = "by"
+    """The key whose word `class_for` reads."""
 
     def conflicts(self) -> Iterator[Conflict]:
         """Keys that are fine each by itself and cannot stand together."""

@@ -36,6 +36,8 @@ def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
             objective needs and the judge is not asked for.
     """
     recipe = workshop.loop_recipe
+    # Words that name nothing, or need keys of their own.
+    recipe.evaluate.nodes()
     check_chain(stages, dict.fromkeys(GIVEN))
     outside = {
         role: source

@@ -21,6 +21,8 @@ from align.policies.loading import load_config, load_tokenizer
 from align.publishing.cards import write_model_card
 from align.publishing.hub import push
 from align.recipe import Recipe, default_run, kind_of, load_recipe, resolved_yaml
+from align.recipe.own_code import code_digests
+from align.recipe.writing import plain_values
 from align.report.curves import plot_run_curves
 from align.report.table import compare
 from align.runs.folder import RunFolder
@@ -61,6 +63,7 @@ def train_recipe(
     state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
     if state.is_main_process:
         run.claim(resolved_yaml(recipe))
+        _refuse_other_code(run, recipe)
     state.wait_for_everyone()
     try:
         if run.read_json("metrics.json") is None or damage(run.model) is not None:
@@ -74,6 +77,23 @@ def train_recipe(
         return compare([run.path])
     finally:
         run.release()
+
+
+def _refuse_other_code(run: RunFolder, recipe: Recipe) -> None:
+    """The code that a recipe names belongs to its run as the recipe does."""
+    code = code_digests(plain_values(recipe))
+    was = run.read_json("code.json")
+    if was is not None and was != code:
+        changed = ", ".join(
+            sorted(word for word in {*was, *code} if was.get(word) != code.get(word))
+        )
+        run.release()
+        raise RecipeError(
+            f"{run.path} was made with another content of {changed}. Give this one its own --run "
+            "folder, or put the file back."
+        )
+    if code:
+        run.write_json("code.json", code)
 
 
 def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[str]) -> None:

@@ -16,7 +16,14 @@ import yaml
 from pydantic import ValidationError
 
 from align.errors import AlignError, DataError
-from align.report.measures import MEASURES, Estimate, Measure, RunMetrics, metrics_from, read_json
+from align.report.measures import (
+    Estimate,
+    Measure,
+    RunMetrics,
+    measures_of,
+    metrics_from,
+    read_json,
+)
 
 _HUB_CACHE = re.compile(r"(?:^|[/\\])(models|datasets)--([^/\\]+?)--([^/\\]+)(?:[/\\]|$)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -252,13 +259,12 @@ def _counts(data: Mapping[str, Any]) -> str:
 
 def _results(run: RunMetrics) -> str:
     lines = ["| measure | before | after | n |", "| --- | ---: | ---: | ---: |"]
-    for measure in MEASURES:
+    for measure in measures_of({*run.before, *run.after}):
         before, after = run.before.get(measure.key), run.after.get(measure.key)
-        if before is None and after is None:
-            continue
         n = next((side.n for side in (after, before) if side is not None and side.n), None)
+        name = ", ".join(filter(None, (measure.label, measure.unit)))
         lines.append(
-            f"| {measure.label}, {measure.unit} | {_cell(measure, before)} | "
+            f"| {name} | {_cell(measure, before)} | "
             f"{_cell(measure, after)} | {'' if n is None else f'{n:,}'} |"
         )
     if len(lines) == 2:

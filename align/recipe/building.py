@@ -188,10 +188,16 @@ def _class_of(
     """The class whose keys stand beside a name; None where nothing has the name."""
     try:
         found = registry.node(kind, str(name))
-        # A key within may name more code, whose keys stand beside it too.
-        return found.class_for(node) if issubclass(found, Node) else found
     except RecipeError as error:
         draft.add(path, str(error))
+        return None
+    if not issubclass(found, Node):
+        return found
+    try:
+        # A key within may name more code, whose keys stand beside it too.
+        return found.class_for(node)
+    except RecipeError as error:
+        draft.add((*path[:-1], found.chosen_by), str(error))
         return None
 
 

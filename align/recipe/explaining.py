@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel
 
+from align import registry
+from align.built_in import Kind
 from align.errors import RecipeError
 from align.nearest import did_you_mean
 from align.node import KeyPath, Node
@@ -11,6 +16,7 @@ from align.recipe.data_recipe import DataRecipe
 from align.recipe.eval_recipe import EvalRecipe
 from align.recipe.refused import REFUSED
 from align.recipe.schemas import (
+    LISTS,
     description_of,
     expected_in_words,
     model_at,
@@ -29,7 +35,8 @@ def explain(key: str = "") -> str:
     """What a key of the recipe means: its values, its default, its section's keys.
 
     Args:
-        key: dotted path such as `train.learning_rate`; a section; empty for all sections.
+        key: dotted path such as `train.learning_rate`; a section; `each_round.generate` or
+            `evaluate.suite.tasks` for an entry of a list; empty for all sections.
 
     Raises:
         RecipeError: no such key, with the nearest right one.
@@ -49,6 +56,8 @@ def explain(key: str = "") -> str:
         return f"{key}: not a key of a recipe; {refused}"
     if path[0] == "objective":
         return _explain_objective(key, path)
+    if (kind := _listed(path)) is not None:
+        return _explain_listed(key, kind, [*path[1:]] if path[0] in LISTS else [*path[2:]])
     others = [root for root in OTHERS if path[0] in root.model_fields]
     is_of_others = len(path) == 1 and path[0] not in Recipe.model_fields and others
     model = others[0] if is_of_others else model_at(path[:-1], None)
@@ -63,6 +72,37 @@ def explain(key: str = "") -> str:
         ]
         return "\n".join(lines)
     return "\n".join(_explained(key, model, path[-1]))
+
+
+def _listed(path: KeyPath) -> Kind | None:
+    """What stands in the list that a key leads into; None where it leads into none."""
+    if path[:2] == ("evaluate", "suite"):
+        return "evaluation" if len(path) > 2 else None
+    return LISTS.get(path[0]) if len(path) > 1 else None
+
+
+def _explain_listed(key: str, kind: Kind, rest: list[str]) -> str:
+    """`each_round.judge`, `each_round.judge.ask`; of a judge, `each_round.judge.llm.how`.
+
+    Raises:
+        RecipeError: nothing has the name, or it has no such key.
+    """
+    found: Any = registry.node(kind, rest.pop(0))
+    words: Mapping[str, type[BaseModel]] = found.classes()
+    if rest and rest[0] in words:
+        found = words[rest.pop(0)]
+    if not rest:
+        lines = [f"{key}: {(found.__doc__ or '').strip().splitlines()[0]}"]
+        lines += [f"  {name}: {description_of(found, name)}" for name in ordered_fields(found)]
+        if words and found.classes():
+            lines.append(f"  and the keys of {found.chosen_by}, one of {', '.join(words)}")
+        return "\n".join(lines)
+    if len(rest) > 1 or rest[0] not in found.model_fields:
+        known = list(found.model_fields)
+        raise RecipeError(
+            f"{key}: no such key{did_you_mean(rest[0], known)}; it has {', '.join(known)}"
+        )
+    return "\n".join(_explained(key, found, rest[0]))
 
 
 def _explain_objective(key: str, path: KeyPath) -> str:

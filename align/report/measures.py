@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,17 @@ MEASURES = (
     Measure("sums/kl_to_reference", "KL to the reference", "nats", 1.0, 3),
     Measure("styles/kl_to_reference", "KL to the reference", "nats", 1.0, 3),
 )
+
+
+# Evaluations whose measures are chosen above; those of anybody's own are all shown.
+_CHOSEN = {measure.key.partition("/")[0] for measure in MEASURES}
+
+
+def measures_of(keys: Collection[str]) -> list[Measure]:
+    """The measures to show of those that were measured, in the order of every table."""
+    own = sorted(key for key in keys if key.partition("/")[0] not in _CHOSEN)
+    known = [measure for measure in MEASURES if measure.key in keys]
+    return known + [Measure(key, key, "", 1.0, 3) for key in own]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from align.report.measures import MEASURES, Estimate, Measure, RunMetrics, read_metrics
+from align.report.measures import Estimate, Measure, RunMetrics, measures_of, read_metrics
 
 NOT_MEASURED = "not measured"
 
@@ -42,9 +42,7 @@ def table(runs: Sequence[RunMetrics]) -> Table:
     for header in headers:
         shown.add_column(Text(header), justify="right", no_wrap=True)
     measured = {key for run in runs for side in (run.before, run.after) for key in side}
-    for measure in MEASURES:
-        if measure.key not in measured:
-            continue
+    for measure in measures_of(measured):
         label = Text.assemble(measure.label, "\n", (measure.unit, "dim"))
         cells = [_cell(measure, runs[0].before.get(measure.key))] if share_before else []
         for run in runs:

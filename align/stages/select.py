@@ -27,6 +27,7 @@ class Select(StageNode):
     max_dropped: float = Field(default=1.0, ge=0, le=1)
     """Share of candidates that may be dropped before the loop stops; ties are candidates."""
     needs_prompts: ClassVar[bool] = False
+    chosen_by: ClassVar[str] = "rule"
 
     @classmethod
     def class_for(cls, written: Mapping[str, Any]) -> type[Node]:

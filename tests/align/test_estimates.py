@@ -85,3 +85,10 @@ def test_kl_is_exact_on_an_enumerated_distribution():
     # Log-ratios ln 2 * (1, 1, 0, -1), deviation ln 2 * sqrt((2*.75^2 + .25^2 + 1.25^2)/3) =
     # .957427 ln 2; half = t(3) 3.182446 * .957427 * .693147 / 2 = 1.055986.
     assert estimate.high == pytest.approx(estimate.value + 1.055986, abs=2e-3)
+
+
+def test_an_interval_of_a_share_stays_within_0_and_1():
+    # Rounding put the upper end of 32 of 32 at 1.0000000000000002.
+    for n in range(1, 200):
+        assert proportion(n, n).high == 1.0
+        assert proportion(0, n).low == 0.0

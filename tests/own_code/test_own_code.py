@@ -331,3 +331,37 @@ def test_two_packages_with_one_name_are_refused(
     monkeypatch.syspath_prepend(str(own.site))
     with pytest.raises(RecipeError, match=r"'mine' is given twice, by (one|two):.*(one|two):"):
         registry.names("judge")
+
+
+def test_a_finished_training_is_not_taken_for_one_with_another_function(
+    own: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"q": text + "a", "yes": "ab", "no": "hg", "skip": False} for text in "abcdefgh"]
+    tiny_loops.write_rows(own.folder / "pairs.jsonl", rows)
+    recipe = {
+        "model": {"model_name_or_path": str(own.start)},
+        "data": {"pairs": "pairs.jsonl", "format": "own.py:plain_row", "held_out": 1},
+        "roles": {"reference": "start"},
+        "objective": {"name": "dpo"},
+        "train": {**tiny_loops.TRAIN, "max_steps": 1},
+        "evaluate": {"suite": ["own.py:LowShare"]},
+    }
+    (own.folder / "train.yaml").write_text(yaml.safe_dump(recipe))
+    main(["train", "train.yaml", "--run", "run"])
+    # Measures of one's own stand in the table too.
+    assert "own.py:LowShare/share" in capsys.readouterr().out.replace("\n", "")
+    main(["train", "train.yaml", "--run", "run"])
+    source = own.folder / "own.py"
+    source.write_text(source.read_text() + "\n# changed\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "train.yaml", "--run", "run"])
+    assert stop.value.code == 2
+    assert "another content of own.py:LowShare, own.py:plain_row" in capsys.readouterr().err
+
+
+def test_a_faulty_judge_is_said_at_its_own_key(own: House) -> None:
+    recipe = tiny_loops.write_recipe(
+        own.folder, own.start, each_round=stages(judge={"by": "nobody"})
+    )
+    with pytest.raises(RecipeError, match=r"each_round\.1\.by: no judge nobody"):
+        load_recipe(recipe)

@@ -775,3 +775,27 @@ def test_what_is_wrong_with_a_loop_is_said_where_it_stands(folder: Path, fault: 
     with pytest.raises(RecipeError) as raised:
         load(folder, node)
     assert expected in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("each_round.generate", ["  samples: Completions per prompt."]),
+        ("each_round.generate.samples", ["an integer >= 1", "default: 4"]),
+        ("each_round.judge", ["and the keys of by, one of world, answers"]),
+        ("each_round.judge.llm.server", ["Where it is served", "must be given"]),
+        ("build.mcts.simulations", ["default: "]),
+        ("evaluate.suite.tasks", ["  tasks: Built-in tasks"]),
+    ],
+)
+def test_entries_of_lists_are_explained(key: str, words: list[str]) -> None:
+    said = explain(key)
+    for word in words:
+        assert word in said
+
+
+def test_no_such_entry_or_key_of_one_is_said_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean `generate`"):
+        explain("each_round.generat")
+    with pytest.raises(RecipeError, match="did you mean `samples`"):
+        explain("each_round.generate.sample")
