@@ -1,7 +1,7 @@
 """The command line: `align train | loop | data | eval | check | report | push | recipe`.
 
-Every command is one call into this room; a user's mistake is answered by one
-paragraph and an exit code:
+Every command is one call into this room, imported when it is called, so that `align --help` loads
+neither torch nor transformers. A user's mistake is answered by one paragraph and an exit code:
 
     0 done   2 recipe or usage   3 data   4 environment   5 numerical stop   75 stopped and
     resumable

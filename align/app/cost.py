@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import torch
+from peft import get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -186,8 +187,6 @@ def count_parameters(recipe: Recipe, model_config: PreTrainedConfig) -> Paramete
             quantised = sum(layer.weight.numel() for layer in linear)
         if not recipe.model.use_peft:
             return Parameters(total=total, trained=total, adapter=0, quantised=0)
-        from peft import get_peft_model
-
         adapted = get_peft_model(model, adapter_of(recipe.model))
         adapter = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     return Parameters(total=total + adapter, trained=adapter, adapter=adapter, quantised=quantised)
