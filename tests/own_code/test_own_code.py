@@ -152,9 +152,9 @@ def test_rewards_read_columns_and_are_weighted(house: House) -> None:
         assert row["scores"] == wanted
 
 
-def test_a_comparison_fills_the_matrix(house: House) -> None:
-    house.loop("run", rounds=1, each_round=stages(judge={"by": house("first_is_lower")}))
-    row = house.rows("run", "judged")[0]
+def test_a_comparison_fills_the_matrix(own: House) -> None:
+    own.loop("run", rounds=1, each_round=stages(judge={"by": own("first_is_lower")}))
+    row = own.rows("run", "judged")[0]
     assert row["scores"] is None
     for i, first in enumerate(row["completions"]):
         for j, second in enumerate(row["completions"]):
@@ -163,11 +163,11 @@ def test_a_comparison_fills_the_matrix(house: House) -> None:
 
 
 def test_nan_and_a_raising_function_are_failed_verdicts_with_file_line_and_row(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    own: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = {"by": house("later"), "max_failed": 1.0}
-    house.loop("nan", rounds=1, each_round=stages(judge=judge))
-    rows = house.rows("nan", "judged")
+    judge = {"by": own("later"), "max_failed": 1.0}
+    own.loop("nan", rounds=1, each_round=stages(judge=judge))
+    rows = own.rows("nan", "judged")
     said = [one for row in rows for one in row["failures"]]
     for row in rows:
         for text, score in zip(row["completions"], row["scores"], strict=True):
@@ -175,26 +175,26 @@ def test_nan_and_a_raising_function_are_failed_verdicts_with_file_line_and_row(
     assert any("not_finite (the function returned nan" in one for one in said)
     drawn = {text for row in rows for text in row["completions"]}
     monkeypatch.setenv("BREAK_ON", min(drawn))
-    judge = {"by": house("starts_low"), "max_failed": 1.0}
-    house.loop("raised", rounds=1, each_round=stages(judge=judge))
-    said = [one for row in house.rows("raised", "judged") for one in row["failures"]]
-    place = "own.py" if house.door == "path" else "house_of_letters.py"
+    judge = {"by": own("starts_low"), "max_failed": 1.0}
+    own.loop("raised", rounds=1, each_round=stages(judge=judge))
+    said = [one for row in own.rows("raised", "judged") for one in row["failures"]]
+    place = "own.py"
     (one, *_) = [one for one in said if "ValueError: no such letters" in one]
     assert f"{place}:" in one
     assert "prompts.jsonl:" in one
     judge["max_failed"] = 0.0
     with pytest.raises(SystemExit) as stop:
-        house.loop("stopped", rounds=1, each_round=stages(judge=judge))
+        own.loop("stopped", rounds=1, each_round=stages(judge=judge))
     assert stop.value.code == 3
 
 
-def test_an_engine_writes_the_completions(house: House) -> None:
+def test_an_engine_writes_the_completions(own: House) -> None:
     plain = stages(judge={"by": "length"})
-    house.loop("plain", rounds=1, each_round=plain)
-    own = [{**plain[0], "engine": house("upside_down")}, *plain[1:]]
-    house.loop("own", rounds=1, each_round=own)
+    own.loop("plain", rounds=1, each_round=plain)
+    turned = [{**plain[0], "engine": own("upside_down")}, *plain[1:]]
+    own.loop("turned", rounds=1, each_round=turned)
     for before, after in zip(
-        house.rows("plain", "completions"), house.rows("own", "completions"), strict=True
+        own.rows("plain", "completions"), own.rows("turned", "completions"), strict=True
     ):
         assert after["completions"] == [text[::-1] for text in before["completions"]]
 
