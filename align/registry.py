@@ -149,6 +149,11 @@ def node(kind: Kind, name: str) -> type[BaseModel]:
             f"The {kind} {name!r} ({found.origin}) is no {_WANTED.get(kind, 'node')}. See "
             "docs/extending.md for what a recipe can name."
         )
+    if kind == "objective" and not hasattr(value, "needs"):
+        raise RecipeError(
+            f"The objective {name} ({found.origin}) states no `needs`. Write which policies and "
+            'columns it reads, such as needs: ClassVar[frozenset[str]] = frozenset({"reference"}).'
+        )
     return named(value, kind, name, found.code)
 
 
@@ -158,7 +163,11 @@ def _is_node(kind: Kind, value: Any) -> bool:
 
 
 # What makes the working thing, by which a node of the kind is known.
-_MAKES: Mapping[str, str] = {"objective": "needs", "stage": "stage", "evaluation": "reads_files"}
+_MAKES: Mapping[str, str] = {
+    "objective": "scores_are_win_rates",
+    "stage": "stage",
+    "evaluation": "reads_files",
+}
 _WANTED: Mapping[str, str] = {
     "objective": "subclass of align.objectives.Objective",
     "stage": "subclass of align.loops.stage.StageNode",

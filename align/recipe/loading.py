@@ -122,7 +122,8 @@ def _kind(draft: Draft) -> Kind:
         return "train"
     if "build" in draft.values:
         return "data"
-    is_eval = "evaluate" in draft.values and not {"train", "rounds", "roles"} & {*draft.values}
+    measures = {"evaluate", "evaluations"} & {*draft.values}
+    is_eval = measures and not {"train", "rounds", "roles"} & {*draft.values}
     return "eval" if is_eval else "train"
 
 

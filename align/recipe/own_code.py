@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from align import registry
 
 # Keys whose words may be `module:object` or `file.py:object`; the others, of worlds only.
@@ -23,6 +25,8 @@ def own_words(values: Any, key: str = "") -> Iterator[str]:
         for value in values:  # pyright: ignore[reportUnknownVariableType]
             yield from own_words(value, key)
     elif isinstance(values, str):
+        if key == "tasks" and values.endswith((".yaml", ".yml")):
+            yield from own_words(_task_file(Path(values).expanduser()))
         bare = values.removeprefix(registry.WORLD)
         is_world = bare != values
         if registry.is_path(bare) and key in (WORLDS if is_world else NAMES):
@@ -37,3 +41,11 @@ def code_digests(values: Any) -> dict[str, str]:
         if path.suffix == ".py" and path.is_file():
             found[word] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def _task_file(path: Path) -> Any:
+    """A task's plain values: it may name code too. What cannot be read is said where it is used."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None

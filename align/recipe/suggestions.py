@@ -47,6 +47,9 @@ def nearest_key(path: KeyPath, found: type[BaseModel] | None) -> str:
             if readers:
                 return f" here; only {', '.join(readers)} would read it"
         known = [] if model is None else list(model.model_fields)
+        is_entry = found is not None and section[0] in (*LISTS, "evaluate")
+        if is_entry and (near := did_you_mean(key, known, prefix)):
+            return near
     everywhere = [
         f"{name}.{leaf}"
         for name in SECTIONS
@@ -65,6 +68,8 @@ def nearest_key(path: KeyPath, found: type[BaseModel] | None) -> str:
     word = nearest(key, list(leaves))
     if word is not None and len(key) > 3:
         return f"; did you mean `{leaves[word]}`?"
+    if found is not None and section[0] in LISTS and "run" in found.model_fields:
+        return f"; see `align recipe explain {section[0]}.{found.model_fields['run'].default}`"
     if len(known) > 12 or not known:
         return "; see `align recipe explain " + (prefix.rstrip(".") or "") + "`"
     return f"; the keys here are {', '.join(known)}"

@@ -35,8 +35,9 @@ def recipe_key(recipe: Node) -> str:
     """
     free = ("hub", "rounds", "keep", "work")
     content = {key: node for key, node in plain_values(recipe).items() if key not in free}
-    # Another content of the file that a recipe names is another run.
-    if code := code_digests(content):
+    # Another content of the file that a recipe names is another run; stages have keys of their own.
+    has_stages = bool(content.get("each_round") or content.get("build"))
+    if not has_stages and (code := code_digests(content)):
         content["code"] = code
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]

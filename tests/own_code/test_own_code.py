@@ -11,7 +11,7 @@ import yaml
 from align import registry
 from align.app.cli import main
 from align.errors import RecipeError
-from align.recipe import load_recipe, recipe_key
+from align.recipe import code_named, load_eval_recipe, load_recipe, recipe_key
 from tests import tiny_loops
 
 KIND_OF = {
@@ -263,15 +263,31 @@ def test_changing_the_function_makes_its_stage_again_and_the_generation_not(own:
     assert steps.count("judge") == 2
 
 
-def test_another_content_of_the_file_is_another_run(own: House) -> None:
-    recipe = tiny_loops.write_recipe(
+def test_another_content_of_the_file_is_another_run_where_no_stage_has_a_key(own: House) -> None:
+    task = {
+        **{"name": "t", "version": 1, "source": "rows", "rows": [{"question": "abc"}]},
+        **{"strict": {"by": "own.py:exactly"}, "flexible": {"by": "own.py:exactly"}},
+        "sampling": {"max_new_tokens": 8},
+    }
+    (own.folder / "task.yaml").write_text(yaml.safe_dump(task))
+    (own.folder / "eval.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {"model_name_or_path": str(own.start)},
+                "evaluate": {"suite": [{"run": "tasks", "tasks": ["task.yaml"]}]},
+            }
+        )
+    )
+    loop = tiny_loops.write_recipe(
         own.folder, own.start, each_round=stages(judge={"by": "own.py:many"})
     )
-    before = recipe_key(load_recipe(recipe))
-    assert recipe_key(load_recipe(recipe)) == before
+    assert code_named(own.folder / "eval.yaml") == ["own.py:exactly"]
+    before = [recipe_key(load_recipe(loop)), recipe_key(load_eval_recipe("eval.yaml"))]
     source = own.folder / "own.py"
     source.write_text(source.read_text() + "\n# changed\n")
-    assert recipe_key(load_recipe(recipe)) != before
+    after = [recipe_key(load_recipe(loop)), recipe_key(load_eval_recipe("eval.yaml"))]
+    assert after[0] == before[0], "what was generated is kept; the judge's stage has another key"
+    assert after[1] != before[1]
 
 
 def test_check_says_what_would_run_and_runs_nothing_of_it(

@@ -28,6 +28,7 @@ from align.recipe import (
     Scheduler,
     Train,
     explain,
+    load_eval_recipe,
     load_recipe,
     notices,
     recipe_key,
@@ -799,3 +800,17 @@ def test_no_such_entry_or_key_of_one_is_said_with_the_nearest() -> None:
         explain("each_round.generat")
     with pytest.raises(RecipeError, match="did you mean `samples`"):
         explain("each_round.generate.sample")
+
+
+def test_a_key_mistyped_in_an_entry_is_looked_for_there_first(folder: Path) -> None:
+    nodes = loop(each_round=[{"run": "generate", "sample": 4}, {"run": "train"}])
+    write(folder, nodes)
+    with pytest.raises(RecipeError, match=r"did you mean `each_round\.0\.samples`"):
+        load_recipe("r.yaml")
+
+
+def test_an_old_recipe_of_evaluations_is_told_where_they_stand_now(folder: Path) -> None:
+    write(folder, {"model": BASE["model"], "evaluations": [{"run": "tasks", "tasks": ["sums"]}]})
+    with pytest.raises(RecipeError, match=r"there is one list; write `evaluate: \{suite") as error:
+        load_eval_recipe("r.yaml")
+    assert "objective" not in str(error.value)
