@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from align.diffusion import SePPOConfig, SePPOTrainer
     from align.forest import TokenRow, forest_logps
     from align.judges.base import Answer, Comparison, JudgeFailed, Prefers, Refused, Tie
+    from align.judges.instructions import InstructionJudge
     from align.judges.pairwise_llm import PairwiseLLM
+    from align.judges.preference_model import PreferenceModelJudge
     from align.judges.reward_model import RewardModelJudge
     from align.judges.rule import RuleJudge, known_answer_judge
     from align.judges.table import TableJudge
@@ -158,6 +160,7 @@ _WHERE = {
     "Stage": "align.loops.stage:Stage",
     "StageContext": "align.loops.stage:StageContext",
     "given": "align.loops.stage:given",
+    "InstructionJudge": "align.judges.instructions:InstructionJudge",
     "Ledger": "align.runs.ledger:Ledger",
     "Answer": "align.judges.base:Answer",
     "Comparison": "align.judges.base:Comparison",
@@ -169,6 +172,7 @@ _WHERE = {
     "known_answer_judge": "align.judges.rule:known_answer_judge",
     "TableJudge": "align.judges.table:TableJudge",
     "PairwiseLLM": "align.judges.pairwise_llm:PairwiseLLM",
+    "PreferenceModelJudge": "align.judges.preference_model:PreferenceModelJudge",
     "RewardModelJudge": "align.judges.reward_model:RewardModelJudge",
     "WeightedJudge": "align.judges.weighted:WeightedJudge",
     "cached_caller": "align.servers.cached:cached_caller",
@@ -209,6 +213,7 @@ __all__ = [
     "INPOTrainer",
     "IPOConfig",
     "IPOTrainer",
+    "InstructionJudge",
     "JudgeFailed",
     "Ledger",
     "Logps",
@@ -226,6 +231,7 @@ __all__ = [
     "PairInputs",
     "PairwiseLLM",
     "PreferenceConfig",
+    "PreferenceModelJudge",
     "PreferenceTrainer",
     "Prefers",
     "Question",

@@ -44,8 +44,11 @@ class Estimate:
         return asdict(self)
 
 
-def proportion(successes: int, n: int) -> Estimate:
-    """Share of `successes` among `n` independent rows, with Wilson's score interval."""
+def proportion(successes: float, n: int) -> Estimate:
+    """Share of `successes` among `n` independent rows, with Wilson's score interval.
+
+    A draw may count as half a success; the interval is then a little too wide.
+    """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} rows are no proportion.")
     if n == 0:
@@ -84,6 +87,29 @@ def mean(values: Tensor | Sequence[float], *, what: str) -> Estimate:
         return Estimate(value, None, None, 1)
     half = student_quantile(n - 1) * rows.std().item() / math.sqrt(n)
     return Estimate(value, value - half, value + half, n)
+
+
+def ratio(numerators: Tensor, denominators: Tensor, *, what: str) -> Estimate:
+    """Sum of numerators over sum of denominators, such as nats per token of rows of tokens.
+
+    Rows are independent, what is counted within a row is not: the interval is that of a ratio of
+    two means over rows (Cochran, Sampling Techniques, 3rd ed. 1977, eq. 6.13), with Student's t.
+
+    Args:
+        numerators: [N].
+        denominators: [N], above 0.
+        what: names the values in the error.
+
+    Raises:
+        NumericalError: a value is NaN or infinite.
+    """
+    top, bottom = numerators.double(), denominators.double()
+    value = float(top.sum() / bottom.sum()) if len(top) else 0.0
+    rest = mean((top - value * bottom) / bottom.mean(), what=what)
+    if rest.value is None or rest.low is None or rest.high is None:
+        return Estimate(None if rest.value is None else value, None, None, rest.n)
+    half = (rest.high - rest.low) / 2
+    return Estimate(value, value - half, value + half, rest.n)
 
 
 def student_quantile(degrees: int) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from align.errors import RecipeError
 from align.node import Node
@@ -18,6 +18,7 @@ from align.node import Node
 if TYPE_CHECKING:
     from align.estimates import Estimate
     from align.policies.base import Policy
+    from align.policies.start import Start
     from align.tokens.tokenized_pair import TokenizedPair
 
 
@@ -28,12 +29,20 @@ class Weights:
     Attributes:
         model: the policy, on its device; left as it was found.
         tokenizer: its own; its processor where it reads pictures.
-        reference: what it is compared with; the model itself before training.
+        start: what it is compared with: the policy that the run began with.
     """
 
     model: Any
     tokenizer: Any
-    reference: Any
+    start: Start
+
+    @property
+    def reference(self) -> Any:
+        """The start policy's weights, the model itself before training; loaded by who asks first.
+
+        Without an adapter that is a second model in memory.
+        """
+        return self.start.model
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class Subject:
         held_out: tokenised pairs, none of which was trained on.
         n: questions at most, of evaluations that do not say themselves; None means 1024.
         seed: likewise.
+        pairs_at_once: held-out pairs of one forward pass, where `token_budget` is no number.
+        token_budget: tokens of one forward pass over them, as in a recipe's `train` section.
     """
 
     name: str
@@ -55,6 +66,8 @@ class Subject:
     held_out: Sequence[TokenizedPair]
     n: int | None
     seed: int
+    pairs_at_once: int = 8
+    token_budget: int | Literal["auto"] | None = None
 
     def in_memory(self, asked_by: str) -> Weights:
         """The weights.
@@ -94,12 +107,22 @@ class EvaluationNode(Node):
         """Whether the model must answer; else its outputs are read from a file."""
         return True
 
+    def planned(self) -> Sequence[str]:
+        """What it would ask, one line each, for the dry run; reads every file that it names.
+
+        Raises:
+            AlignError: a file is none of its kind, or lacks something; else the run would end so.
+        """
+        return ()
+
 
 class Measurement(EvaluationNode):
     """Numbers of a model in memory, taken before and after."""
 
     needs_pairs: ClassVar[bool] = False
     """Whether it reads the held-out pairs."""
+    reads_start: ClassVar[bool] = False
+    """Whether it wants the start policy's weights beside the policy's."""
 
     @property
     def label(self) -> str:

@@ -19,7 +19,8 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import nn
 
-from align.runs.manifest import damage, publish
+from align.progress import progress
+from align.runs.manifest import damage, file_digest, publish
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -75,12 +76,15 @@ def weights_digest(model: nn.Module, without: Sequence[str] = ()) -> str:
         without: tensors with one of these in their name are left out.
     """
     h = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if not isinstance(tensor, torch.Tensor) or any(part in name for part in without):
-            continue
-        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # Viewed as bytes, because numpy knows neither bfloat16 nor float8.
-        h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    state = sorted(model.state_dict().items())
+    with progress("hash weights", len(state), "tensors") as advance:
+        for name, tensor in state:
+            advance()
+            if not isinstance(tensor, torch.Tensor) or any(part in name for part in without):
+                continue
+            h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            # Viewed as bytes, because numpy knows neither bfloat16 nor float8.
+            h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
 
@@ -176,6 +180,5 @@ def content_digest(path: str) -> str:
     files = sorted(f for f in found.rglob("*") if f.is_file()) if found.is_dir() else [found]
     for file in files:
         h.update(str(file.relative_to(found)).encode() + b"\0")
-        with file.open("rb") as stream:
-            h.update(hashlib.file_digest(stream, "sha256").digest())
+        h.update(bytes.fromhex(file_digest(file)))
     return h.hexdigest()

@@ -28,6 +28,7 @@ from pydantic import BaseModel, create_model
 from align.built_in import BUILT_IN, KINDS, Kind
 from align.errors import RecipeError
 from align.nearest import nearest
+from align.own_failure import remember
 
 GROUPS: Mapping[str, str] = MappingProxyType(
     {kind: f"align.{kind}s" for kind in KINDS} | {"policy": "align.policies"}
@@ -77,7 +78,7 @@ def names(kind: Kind) -> Mapping[str, Origin]:
         RecipeError: two packages, or a package and the toolkit, give the same name.
     """
     known = {name: Origin("built-in", target) for name, target in BUILT_IN[kind].items()}
-    for entry in importlib.metadata.entry_points(group=GROUPS[kind]):
+    for entry in _entry_points(GROUPS[kind], tuple(sys.path)):
         package = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "a package"
         found = Origin("package", entry.value, package)
         other = known.get(entry.name)
@@ -88,6 +89,12 @@ def names(kind: Kind) -> Mapping[str, Origin]:
             )
         known[entry.name] = found
     return known
+
+
+@functools.cache
+def _entry_points(group: str, path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Of the packages on a search path; reading them anew takes 15 ms, and a recipe asks often."""
+    return tuple(importlib.metadata.entry_points(group=group))
 
 
 def is_path(name: str) -> bool:
@@ -130,6 +137,8 @@ def find(kind: Kind, name: str) -> Found:
     module_name, _, attribute = origin.target.partition(":")
     module = _imported(module_name, f"the {kind} {name!r} ({origin})")
     code = None if origin.door == "built-in" else _digest_of(module)
+    if origin.door == "package":
+        remember(module)
     return Found(_attribute(module, attribute, f"the {kind} {name!r} ({origin})"), origin, code)
 
 
@@ -236,6 +245,7 @@ def _of_path(kind: Kind, name: str) -> Found:
     else:
         module = _imported(where, what)
         code = _digest_of(module)
+    remember(module)
     return Found(_attribute(module, attribute, what), Origin("path", name), code)
 
 

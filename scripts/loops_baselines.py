@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.judges.matrix import win_rates
 from align.policies.loading import load_tokenizer
 from align.policies.sampling import sample_completions
+from align.policies.start import Start
 from align.recipe import Recipe
 from align.stages.evaluate import measure
 from align.stages.generate import Generate
@@ -63,7 +64,8 @@ class Budget:
 def start_alone(recipe: Recipe) -> Found:
     """The start policy, untrained."""
     start, tokenizer = _start(recipe, trainable=False)
-    return measure(recipe, start, start, tokenizer, []), {"judge_calls": 0, "pairs": 0}
+    found = measure(recipe, start, Start.in_memory(start), tokenizer, [])
+    return found, {"judge_calls": 0, "pairs": 0}
 
 
 def best_reply(recipe: Recipe) -> Found:
@@ -101,7 +103,7 @@ def best_only(recipe: Recipe) -> Found:
         rows = _liked_remarks(asked, policy, tokenizer, budget, seed)
     imitate(policy, cast(int, tokenizer.pad_token_id), rows, LEARNING_RATES[asked.name], seed)
     start, _ = _start(recipe, trainable=False)
-    found = measure(recipe, policy, start, tokenizer, [])
+    found = measure(recipe, policy, Start.in_memory(start), tokenizer, [])
     return found, {"judge_calls": budget.calls, "pairs": len(rows)}
 
 

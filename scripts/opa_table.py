@@ -146,7 +146,7 @@ def trained(
         processing_class=processor,
         objective=objective,
     )
-    quieten(trainer, recipe)
+    quieten(trainer)
     trainer.train()
     return trainer
 

@@ -21,6 +21,7 @@ from align.app.cost import (
     estimate_memory,
     optimizer_steps,
 )
+from align.app.evaluation_cost import evaluation_memory
 from align.app.fitting import check_columns, check_invariants, check_roles
 from align.data.row_report import RowReport
 from align.errors import DataError, MachineError
@@ -46,20 +47,22 @@ class CheckReport:
     machine: Machine
     warnings: tuple[str, ...]
     example: str | None
+    unit: str = "pairs"
+    """What the rows are."""
+    evaluating: Memory | None = None
+    """While the policy is measured; None where nothing is counted."""
 
     def __str__(self) -> str:
         """The report for people."""
-        memory = ", ".join(
-            f"{f.name} {_size(getattr(self.memory, f.name))}" for f in fields(Memory)
-        )
         lines = [
             f"rows: {self.rows}",
-            f"pairs: {self.pairs} to train on, {self.held_out} held out, {self.steps} steps",
+            f"{self.unit}: {self.pairs} to train on, {self.held_out} held out, {self.steps} steps",
             *(f"{part} tokens: {lengths}" for part, lengths in self.lengths.items()),
-            "token invariants: hold on every pair",
+            f"token invariants: hold on all {self.unit}",
             f"parameters: {self.parameters.total:,}, trained {self.parameters.trained:,}",
-            f"memory: about {_size(self.memory.total)} per process ({memory}); "
+            f"memory: about {self._memory(self.memory)}; "
             f"{_size(self.machine.free_memory)} free on {self.machine.memory_of}",
+            *([f"evaluation: about {self._memory(self.evaluating)}"] if self.evaluating else []),
             f"disk: about {_size(self.disk.total)} ({self.disk.checkpoints} checkpoints of "
             f"{_size(self.disk.checkpoint)}, model {_size(self.disk.model)}, caches "
             f"{_size(self.disk.caches)}); {_size(self.machine.free_disk)} free",
@@ -68,6 +71,12 @@ class CheckReport:
         if self.example is not None:
             lines += ["", self.example]
         return "\n".join(lines)
+
+    def _memory(self, of: Memory) -> str:
+        parts = {f.name: getattr(of, f.name) for f in fields(Memory)}
+        parts |= {"program": self.machine.program}
+        listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+        return f"{_size(of.total + self.machine.program)} per process ({listed})"
 
 
 def check(
@@ -115,14 +124,9 @@ def check(
     steps = optimizer_steps(recipe.train, len(train), processes)
     parameters = count_parameters(recipe, model_config)
     memory = estimate_memory(recipe, train, parameters, model_config)
+    evaluating = evaluation_memory(recipe, held_out, parameters, model_config)
     disk = estimate_disk(recipe, [*train, *held_out], parameters, model_config, steps)
-    if disk.total > machine.free_disk:
-        raise MachineError(
-            f"The run needs about {_size(disk.total)} of disk ({disk.checkpoints} checkpoints of "
-            f"{_size(disk.checkpoint)}, model {_size(disk.model)}, caches {_size(disk.caches)}) "
-            f"and {_size(machine.free_disk)} are free: set train.save_total_limit: 1, raise "
-            "train.save_steps, or name a --run folder on another disk."
-        )
+    require_disk(disk, machine)
     return CheckReport(
         rows=report.summary().rstrip("."),
         pairs=len(train),
@@ -137,11 +141,28 @@ def check(
         memory=memory,
         disk=disk,
         machine=machine,
-        warnings=tuple(
-            _warnings(recipe, train, held_out, tokenizer, steps, memory, machine, processes)
+        warnings=(
+            *_warnings(recipe, train, held_out, tokenizer, steps, memory, machine, processes),
+            *_too_large(evaluating, machine),
         ),
         example=_render(train[0], tokenizer) if show_example else None,
+        evaluating=evaluating,
     )
+
+
+def require_disk(disk: Disk, machine: Machine) -> None:
+    """Raise where a run would not fit.
+
+    Raises:
+        MachineError: the disk does not suffice.
+    """
+    if disk.total > machine.free_disk:
+        raise MachineError(
+            f"The run needs about {_size(disk.total)} of disk ({disk.checkpoints} checkpoints of "
+            f"{_size(disk.checkpoint)}, model {_size(disk.model)}, caches {_size(disk.caches)}) "
+            f"and {_size(machine.free_disk)} are free: set train.save_total_limit: 1, raise "
+            "train.save_steps, or name a --run folder on another disk."
+        )
 
 
 def _warnings(
@@ -179,6 +200,15 @@ def _warnings(
     scored = all(pair.pair.chosen_score is not None for pair in pairs)
     if scored and "score" not in recipe.objective.needs | recipe.objective.accepts:
         yield f"chosen_score, rejected_score: {recipe.objective.name} does not read them"
+
+
+def _too_large(evaluating: Memory | None, machine: Machine) -> Iterator[str]:
+    if evaluating is not None and evaluating.total > machine.free_memory:
+        yield (
+            f"evaluation: about {_size(evaluating.total)} is more than the "
+            f"{_size(machine.free_memory)} free on {machine.memory_of}; lower train.token_budget, "
+            "or train.per_device_eval_batch_size where there is none"
+        )
 
 
 def _render(row: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -20,6 +20,7 @@ from align.recipe.sections import ROUND_POLICIES, Roles, ema_decay
 from align.stages.generate import Generate, GenerateStage
 from align.stages.judge import Ask, Judge, JudgeStage
 from align.stages.policies import policy_folder
+from align.stages.prompts import PromptSource
 from align.stages.rules import AllPairs, RandomPair
 from align.stages.select import Select, select_of
 from align.stages.train import TrainRound
@@ -32,13 +33,16 @@ def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
     """What would otherwise end a loop in the middle of its first round.
 
     Raises:
-        RecipeError: stages that do not fit together, a role that is not there, or scores that the
-            objective needs and the judge is not asked for.
+        RecipeError: stages that do not fit together, a role or a judge's model that is not there,
+            or scores that the objective needs and the judge is not asked for.
+        DataError: rows that a stage names cannot be read.
     """
     recipe = workshop.loop_recipe
     # Words that name nothing, or need keys of their own.
     recipe.evaluate.nodes()
     check_chain(stages, dict.fromkeys(GIVEN))
+    for node in workshop.nodes:
+        node.look_ahead(workshop)
     outside = {
         role: source
         for role, source in recipe.roles.given.items()
@@ -83,47 +87,55 @@ def check_loop(recipe: Recipe, show_example: bool) -> str:
         f"roles: {roles or 'none'}",
         f"parameters: {parameters.total:,}, trained {parameters.trained:,}",
     ]
-    generate = next((stage for stage in stages if isinstance(stage, GenerateStage)), None)
-    if generate is None:
+    if recipe.prompts is None:
         return "\n".join(lines)
-    node = generate.node
-    prompts = generate.prompts.of_round(1)
+    generate = next((stage for stage in stages if isinstance(stage, GenerateStage)), None)
+    node = None if generate is None else generate.node
+    source = PromptSource(recipe.prompts, recipe.data)
+    prompts = source.of_round(1)
     longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
-    sampling = Sampling(max_new_tokens=node.max_new_tokens)
+    # A pipeline's stages have lengths of their own.
+    sampling = Sampling(max_new_tokens=1 if node is None else node.max_new_tokens)
     begun = Prompting(workshop.tokenizer).begin(prompts, 1, sampling, longest)
     refused: list[Any] = [of[0] for of in begun.results if of]
     if not begun.ids:
         raise DataError(
             f"None of the {len(prompts)} prompts of round 1 can be continued; the first: "
-            f"{refused[0].reason} ({refused[0].detail}). Mend the prompts, or max_new_tokens in "
-            "the generate stage."
+            f"{refused[0].reason} ({refused[0].detail}). Mend the prompts"
+            + ("." if node is None else ", or max_new_tokens in the generate stage.")
         )
     lengths = Lengths.of([len(ids) for ids in begun.ids.values()])
-    if rows := generate.prompts.counts():
+    if rows := source.counts():
         dropped = sum(rows["rows"]["dropped"].values())
         lines.append(f"rows: {rows['rows']['read']} read, {dropped} dropped")
-    lines += [
-        f"prompts: {len(prompts)} in round 1",
-        f"prompt tokens: {lengths}",
-        f"completions: {node.samples} a prompt, of at most {node.max_new_tokens} tokens",
-    ]
-    judge = next((stage for stage in stages if isinstance(stage, JudgeStage)), None)
-    if judge is not None:
-        calls = len(prompts) * calls_of(judge.asked, node.samples, judge.select)
-        lines.append(
-            f"judge: asked for {judge.asked}, at most {calls} calls a round, {calls * rounds} in "
-            f"all{_requests(judge.node)}"
-        )
-    select = select_of(recipe.each_round)
-    if select is not None:
-        pairs = len(prompts) * pairs_of(select, node.samples)
-        steps = optimizer_steps(recipe.train, pairs, processes=1)
-        lines.append(f"pairs: at most {pairs} a round, in at most {steps} steps")
+    lines += [f"prompts: {len(prompts)} in round 1", f"prompt tokens: {lengths}"]
+    if node is not None:
+        lines += _of_generation(recipe, node, stages, len(prompts))
     lines += [f"warning: {text}" for text in _warnings(recipe, node, lengths.maximum, refused)]
     if show_example:
         first = next(iter(begun.ids.values()))
         lines += ["", "what generation continues:", repr(workshop.tokenizer.decode(first))]
     return "\n".join(lines)
+
+
+def _of_generation(
+    recipe: Recipe, node: Generate, stages: list[Stage], prompts: int
+) -> Iterator[str]:
+    """Completions, calls and pairs of a round whose policy answers as in a generate stage."""
+    assert recipe.rounds is not None
+    yield f"completions: {node.samples} a prompt, of at most {node.max_new_tokens} tokens"
+    judge = next((stage for stage in stages if isinstance(stage, JudgeStage)), None)
+    if judge is not None:
+        calls = prompts * calls_of(judge.asked, node.samples, judge.select)
+        yield (
+            f"judge: asked for {judge.asked}, at most {calls} calls a round, "
+            f"{calls * recipe.rounds} in all{_requests(judge.node)}"
+        )
+    select = select_of(recipe.each_round)
+    if select is not None:
+        pairs = prompts * pairs_of(select, node.samples)
+        steps = optimizer_steps(recipe.train, pairs, processes=1)
+        yield f"pairs: at most {pairs} a round, in at most {steps} steps"
 
 
 def calls_of(asked: Ask, samples: int, select: Select | None) -> int:
@@ -169,14 +181,16 @@ def _requests(node: Judge) -> str:
     return ", each of two requests" if node.by == "llm" else ""
 
 
-def _warnings(recipe: Recipe, node: Generate, longest: int, refused: list[Any]) -> Iterator[str]:
+def _warnings(
+    recipe: Recipe, node: Generate | None, longest: int, refused: list[Any]
+) -> Iterator[str]:
     if refused:
         yield (
             f"{len(refused)} prompt(s) of round 1 cannot be continued; the first: "
             f"{refused[0].reason} ({refused[0].detail})"
         )
     limit = recipe.data.max_length
-    if limit is not None and longest + node.max_new_tokens > limit:
+    if node is not None and limit is not None and longest + node.max_new_tokens > limit:
         yield (
             f"a prompt of {longest} tokens and an answer of {node.max_new_tokens} are longer than "
             f"data.max_length {limit}; such pairs meet data.on_too_long: {recipe.data.on_too_long}"

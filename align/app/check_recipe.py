@@ -7,18 +7,25 @@ from pathlib import Path
 
 from align import registry
 from align.app.check import check
+from align.app.check_diffusion import check_diffusion
+from align.app.check_kind import check_kind
 from align.app.check_loop import check_loop
 from align.app.data import check_data
+from align.app.diffusion_recipe import default_diffusion_run, load_diffusion_recipe
 from align.app.evaluation import check_evaluations
 from align.policies.loading import load_config, load_tokenizer
 from align.recipe import (
+    KINDS,
+    Recipe,
     code_named,
     default_run,
     kind_of,
     load_data_recipe,
     load_eval_recipe,
+    load_kind_recipe,
     load_recipe,
 )
+from align.stages.evaluate import benchmarks
 from align.stages.pairs import read_recipe_pairs
 from align.stages.policies import policy_folder
 
@@ -46,13 +53,24 @@ def check_recipe(
 
 def _checked(path: Path, overrides: Sequence[str], show_example: bool) -> str:
     kind = kind_of(path, overrides)
+    if kind == "diffusion":
+        diffusion = load_diffusion_recipe(path, overrides)
+        return check_diffusion(diffusion, default_diffusion_run(path, diffusion))
     if kind == "data":
         return check_data(load_data_recipe(path, overrides), show_example)
     if kind == "eval":
-        return check_evaluations(load_eval_recipe(path, overrides))
+        return check_evaluations(load_eval_recipe(path, overrides).evaluate.nodes())
+    if kind in KINDS:
+        of_kind = load_kind_recipe(path, overrides)
+        return check_kind(of_kind, default_run(path, of_kind), show_example)
     recipe = load_recipe(path, overrides)
-    if recipe.is_loop:
-        return check_loop(recipe, show_example)
+    planned = check_evaluations(benchmarks(recipe.evaluate.nodes()))
+    found = check_loop(recipe, show_example) if recipe.is_loop else _run(recipe, path, show_example)
+    return "\n".join([planned, found] if planned else [found])
+
+
+def _run(recipe: Recipe, path: Path, show_example: bool) -> str:
+    """The dry run of a recipe that trains once."""
     folder = policy_folder(recipe.model)
     tokenizer = load_tokenizer(recipe.model, folder)
     pairs = read_recipe_pairs(recipe, folder, tokenizer)

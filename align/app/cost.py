@@ -25,18 +25,24 @@ import shutil
 import statistics
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
 from peft import get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 
 from align.forest.head import CHUNK
-from align.recipe import Recipe, Train
+from align.policies.loading import reads_images
+from align.recipe import KindRecipe, Recipe, Train
 from align.stages.training import adapter_of
 from align.tokens.tokenized_pair import TokenizedPair
 
@@ -79,11 +85,19 @@ _ADAM = (2, None)
 
 @dataclass(frozen=True)
 class Machine:
-    """What is free here, in bytes."""
+    """What is free here, in bytes.
+
+    Attributes:
+        free_disk: where the run will lie.
+        free_memory: of a device.
+        memory_of: that device, in words.
+        program: what this process, which holds no weights, takes of that memory.
+    """
 
     free_disk: int
     free_memory: int
     memory_of: str
+    program: int = 0
 
     @classmethod
     def here(cls, run: Path, *, use_cpu: bool = False) -> Machine:
@@ -92,10 +106,11 @@ class Machine:
             folder for folder in (run.absolute(), *run.absolute().parents) if folder.exists()
         )
         if torch.cuda.is_available() and not use_cpu:
-            free, memory_of = torch.cuda.mem_get_info()[0], "the GPU"
+            free, memory_of, program = torch.cuda.mem_get_info()[0], "the GPU", 0
         else:
             free, memory_of = psutil.virtual_memory().available, "this machine"
-        return cls(shutil.disk_usage(existing).free, free, memory_of)
+            program = psutil.Process().memory_info().rss
+        return cls(shutil.disk_usage(existing).free, free, memory_of, program)
 
 
 @dataclass(frozen=True)
@@ -169,12 +184,27 @@ def optimizer_steps(train: Train, pairs: int, processes: int) -> int:
     return math.ceil(train.num_train_epochs * per_epoch)
 
 
-def count_parameters(recipe: Recipe, model_config: PreTrainedConfig) -> Parameters:
-    """Parameters of the policy with its adapter, counted on the meta device."""
+def count_parameters(
+    recipe: Recipe | KindRecipe, model_config: PreTrainedConfig, *, classifier: bool = False
+) -> Parameters:
+    """Parameters of the policy with its adapter, counted on the meta device.
+
+    Args:
+        recipe: its `model` section.
+        model_config: of the policy.
+        classifier: with a head of one output in place of the LM head.
+    """
     with torch.device("meta"), warnings.catch_warnings():
         # peft 0.21 reads names whose end transformers 5.23 announces.
         warnings.simplefilter("ignore", FutureWarning)
-        model = AutoModelForCausalLM.from_config(
+        kind: Any = AutoModelForCausalLM
+        if reads_images(model_config):
+            kind = AutoModelForImageTextToText
+        if classifier:
+            kind = AutoModelForSequenceClassification
+            model_config = deepcopy(model_config)
+            model_config.num_labels = 1
+        model = kind.from_config(
             model_config,
             attn_implementation="eager",
             trust_remote_code=recipe.model.trust_remote_code,
@@ -187,12 +217,13 @@ def count_parameters(recipe: Recipe, model_config: PreTrainedConfig) -> Paramete
             quantised = sum(layer.weight.numel() for layer in linear)
         if not recipe.model.use_peft:
             return Parameters(total=total, trained=total, adapter=0, quantised=0)
-        adapted = get_peft_model(model, adapter_of(recipe.model))
+        task = "SEQ_CLS" if classifier else "CAUSAL_LM"
+        adapted = get_peft_model(model, adapter_of(recipe.model, task))
         adapter = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     return Parameters(total=total + adapter, trained=adapter, adapter=adapter, quantised=quantised)
 
 
-def _loaded_width(recipe: Recipe, model_config: PreTrainedConfig) -> int:
+def loaded_width(recipe: Recipe | KindRecipe, model_config: PreTrainedConfig) -> int:
     """Bytes of a weight as it is loaded."""
     if recipe.model.dtype != "auto":
         return _WIDTH[recipe.model.dtype]
@@ -200,13 +231,15 @@ def _loaded_width(recipe: Recipe, model_config: PreTrainedConfig) -> int:
     return _WIDTH.get(saved, _FLOAT32)
 
 
-def _trained_bytes(recipe: Recipe, parameters: Parameters, model_config: PreTrainedConfig) -> int:
+def _trained_bytes(
+    recipe: Recipe | KindRecipe, parameters: Parameters, model_config: PreTrainedConfig
+) -> int:
     # peft keeps an adapter in float32 under half-precision weights.
-    width = _FLOAT32 if recipe.model.use_peft else _loaded_width(recipe, model_config)
+    width = _FLOAT32 if recipe.model.use_peft else loaded_width(recipe, model_config)
     return parameters.trained * width
 
 
-def _optimizer_bytes(recipe: Recipe, parameters: Parameters, trained: int) -> int:
+def _optimizer_bytes(recipe: Recipe | KindRecipe, parameters: Parameters, trained: int) -> int:
     states, width = _OPTIMIZER_STATES.get(recipe.train.optim, _ADAM)
     return states * (trained if width is None else math.ceil(parameters.trained * width))
 
@@ -218,8 +251,34 @@ def estimate_memory(
     model_config: PreTrainedConfig,
 ) -> Memory:
     """Bytes that training takes on one device; the module's docstring holds the formulas."""
+    sizes = sorted(
+        (len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs), reverse=True
+    )
+    tokens = sum(sizes[: recipe.train.per_device_train_batch_size])
+    if isinstance(recipe.train.token_budget, int):
+        tokens = min(tokens, max(recipe.train.token_budget, sizes[0]))
+    return training_memory(recipe, tokens, parameters, model_config)
+
+
+def training_memory(
+    recipe: Recipe | KindRecipe,
+    tokens: int,
+    parameters: Parameters,
+    model_config: PreTrainedConfig,
+    *,
+    outputs: int | None = None,
+) -> Memory:
+    """Bytes that training on a batch takes on one device.
+
+    Args:
+        recipe: its `model` and `train` sections.
+        tokens: of one forward pass, padding included.
+        parameters: of the model.
+        model_config: likewise.
+        outputs: per token; None means the vocabulary.
+    """
     config = model_config.get_text_config()
-    width = _loaded_width(recipe, model_config)
+    width = loaded_width(recipe, model_config)
     frozen_in_bits = 0.0
     if recipe.model.load_in_4bit:
         scales = 1 / 64 + 4 / (64 * 256) if recipe.model.use_bnb_nested_quant else 4 / 64
@@ -228,12 +287,6 @@ def estimate_memory(
         frozen_in_bits = float(parameters.quantised)
     plain = parameters.total - parameters.quantised - parameters.adapter
     trained = _trained_bytes(recipe, parameters, model_config)
-    sizes = sorted(
-        (len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs), reverse=True
-    )
-    tokens = sum(sizes[: recipe.train.per_device_train_batch_size])
-    if isinstance(recipe.train.token_budget, int):
-        tokens = min(tokens, max(recipe.train.token_budget, sizes[0]))
     half = width == 2 or recipe.train.bf16 or recipe.train.fp16
     value = 2 if half else _FLOAT32
     layer = 34 * config.hidden_size * value // 2
@@ -245,7 +298,7 @@ def estimate_memory(
         gradients=trained,
         optimizer=_optimizer_bytes(recipe, parameters, trained),
         activations=tokens * per_token,
-        logits=min(tokens * config.vocab_size, CHUNK) * 2 * _FLOAT32,
+        logits=min(tokens * (outputs or config.vocab_size), CHUNK) * 2 * _FLOAT32,
     )
 
 
@@ -257,7 +310,22 @@ def estimate_disk(
     steps: int,
 ) -> Disk:
     """Bytes of checkpoints kept at once, the finished model, tokenised pairs and role scores."""
-    train = recipe.train
+    completions = sum(len(row.chosen_ids) + len(row.rejected_ids) for row in rows)
+    prompts = sum(len(row.prompt_ids) for row in rows)
+    sources = {s for r, s in recipe.roles.given.items() if r in recipe.objective.needs}
+    caches = 8 * (prompts + completions) + _FLOAT32 * completions * len(sources)
+    return run_disk(recipe, parameters, model_config, steps, caches)
+
+
+def run_disk(
+    recipe: Recipe | KindRecipe,
+    parameters: Parameters,
+    model_config: PreTrainedConfig,
+    steps: int,
+    caches: int,
+) -> Disk:
+    """Bytes of checkpoints kept at once and of the finished model, beside those of the caches."""
+    train: Train = recipe.train
     model = _trained_bytes(recipe, parameters, model_config)
     optimizer = 0 if train.save_only_model else _optimizer_bytes(recipe, parameters, model)
     match train.save_strategy:
@@ -272,13 +340,9 @@ def estimate_disk(
             saves = math.ceil(steps / every)  # the last step is always saved
     # The new checkpoint is whole before the oldest goes.
     kept = saves if train.save_total_limit is None else min(saves, train.save_total_limit + 1)
-    completions = sum(len(row.chosen_ids) + len(row.rejected_ids) for row in rows)
-    prompts = sum(len(row.prompt_ids) for row in rows)
-    sources = {s for r, s in recipe.roles.given.items() if r in recipe.objective.needs}
-    ids = 8 * (prompts + completions)
     return Disk(
         checkpoint=model + optimizer,
         checkpoints=kept,
         model=model,
-        caches=ids + _FLOAT32 * completions * len(sources),
+        caches=caches,
     )

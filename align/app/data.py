@@ -23,8 +23,9 @@ from align.loops.stage import Artefact, Stage, check_chain, given
 from align.policies.base import Sampling
 from align.policies.loading import load_config, load_tokenizer
 from align.policies.prompting import Prompting
-from align.publishing.cards import dataset_card, is_machine_path, shown_name
+from align.publishing.cards import dataset_card
 from align.publishing.hub import push
+from align.publishing.origins import is_machine_path, shown_name
 from align.recipe import DataRecipe, default_run, load_data_recipe, resolved_yaml
 from align.recipe.writing import plain_values
 from align.reference import content_digest
@@ -113,6 +114,8 @@ def check_data(recipe: DataRecipe, show_example: bool) -> str:
 def _checked(workshop: Workshop) -> list[Stage]:
     stages = workshop.stages()
     check_chain(stages, {"policy": None})
+    for node in workshop.nodes:
+        node.look_ahead(workshop)
     if not any("pairs" in stage.writes for stage in stages):
         raise RecipeError("build: no stage leaves pairs; end with select, or with a pipeline.")
     return stages

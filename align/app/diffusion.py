@@ -56,7 +56,7 @@ def train_diffusion(recipe: DiffusionRecipe, run: RunFolder) -> dict[str, Any] |
         Interrupted: a signal ended training; the same call goes on from its checkpoint.
         MachineError: diffusers is not installed.
     """
-    _need_diffusers()
+    need_diffusers()
     state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
     if state.is_main_process:
         run.claim(diffusion_yaml(recipe))
@@ -223,7 +223,12 @@ def _card(recipe: DiffusionRecipe, run: RunFolder, metrics: dict[str, Any]) -> s
     )
 
 
-def _need_diffusers() -> None:
+def need_diffusers() -> None:
+    """Says which extra is missing.
+
+    Raises:
+        MachineError: diffusers is not installed.
+    """
     try:
         import diffusers  # noqa: F401 - diffusers is optional
     except ImportError as error:

@@ -10,12 +10,13 @@ from typing import Any
 from accelerate import PartialState
 
 from align.errors import DataError
-from align.evaluation import Subject, Weights
+from align.evaluation import EvaluationNode, Measurement, Subject, Weights
 from align.loops.signals import StopSignal
 from align.policies.base import Policy
 from align.policies.engines import Loading, opened
 from align.policies.loading import load_policy, load_tokenizer
 from align.policies.openai_http import HttpPolicy
+from align.policies.start import Start
 from align.recipe import EvalRecipe, default_run, load_eval_recipe, resolved_yaml
 from align.runs.folder import RunFolder
 from align.runs.versions import versions
@@ -57,12 +58,14 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], run_path: Path | None)
             after = measurements(nodes, subject)
             results = run_benchmarks(chosen, folders, subject)
         scores = {name: value for result in results for name, value in scores_of(result).items()}
+        flags = {r["evaluation"]: r["flag"] for r in results if r.get("flag") is not None}
         run.write_json(
             "metrics.json",
             {
                 "before": {},
                 "after": after,
                 "scores": scores,
+                **({"flags": flags} if flags else {}),
                 "n": sum(result["n"] for result in results)
                 + max((value["n"] for value in after.values()), default=0),
                 "seed": recipe.evaluate.seed,
@@ -76,21 +79,29 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], run_path: Path | None)
         run.release()
 
 
-def check_evaluations(recipe: EvalRecipe) -> str:
-    """The dry run: what is measured, whether its files are there, and who must answer."""
-    lines: list[str] = []
-    missing: list[str] = []
-    for node in recipe.evaluate.nodes():
-        files = node.reads_files()
-        missing += [name for name in files if not Path(name).expanduser().exists()]
-        writes = "its outputs are generated" if node.asks_policy() else "its outputs are read"
-        lines.append(f"{node.run}: {writes}; files: {', '.join(files) or 'none'}")
+def check_evaluations(nodes: Sequence[EvaluationNode]) -> str:
+    """The dry run: what is measured, of whom, and whether its files are there and hold enough.
+
+    Raises:
+        DataError: a file is not there, or lacks what the evaluation reads.
+        RecipeError: what it names cannot stand together.
+    """
+    named = [name for node in nodes for name in node.reads_files()]
+    missing = [name for name in named if not Path(name).expanduser().exists()]
     if missing:
         raise DataError(
             f"evaluate.suite: these files are not there: {', '.join(missing)}. Write where they "
             "lie, or fetch them first."
         )
-    return "\n".join(lines)
+    return "\n".join(line for node in nodes for line in _plan(node))
+
+
+def _plan(node: EvaluationNode) -> list[str]:
+    if isinstance(node, Measurement):
+        return [f"{node.label}: measured on the model itself"]
+    writes = "its outputs are generated" if node.asks_policy() else "its outputs are read"
+    files = ", ".join(node.reads_files()) or "none"
+    return [f"{node.run}: {writes}; files: {files}", *(f"  {line}" for line in node.planned())]
 
 
 def _listed(measured: dict[str, Any]) -> str:
@@ -157,5 +168,6 @@ class _Model:
             model: Any = load_policy(section, folder)
             if getattr(model, "hf_device_map", None) is None:
                 model = model.to(PartialState().device)
-            self._weights = Weights(model, load_tokenizer(section, folder), model)
+            tokenizer = load_tokenizer(section, folder)
+            self._weights = Weights(model, tokenizer, Start.in_memory(model))
         return self._weights

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.data.row_policy import RowPolicy
 from align.errors import DataError, RecipeError
+from align.policies.fetched import is_fetched
 from align.recipe import Recipe
 from align.tokens.tokenized_pair import TokenizedPair
 
@@ -145,7 +146,7 @@ def check_roles(recipe: Recipe) -> None:
         RecipeError: naming the role.
     """
     for role, source in recipe.roles.given.items():
-        is_folder = source != "start" and "@" not in source
+        is_folder = source != "start" and "@" not in source and not is_fetched(source)
         hub_id = source if re.fullmatch(r"\w[\w.-]*/[\w.-]+", source) else "owner/name"
         if role in recipe.objective.needs and is_folder and not Path(source).exists():
             raise RecipeError(

@@ -13,21 +13,22 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from rich.table import Table
+from rich.console import RenderableType
 
 from align.app.check_loop import check_before_rounds
 from align.errors import RecipeError
 from align.loops.engine import Loop
+from align.loops.history import history
 from align.loops.signals import StopSignal
 from align.loops.stage import Artefact, given
 from align.policies.loading import load_config, load_tokenizer
-from align.publishing.cards import model_card
+from align.publishing.cards import adapter_of, model_card
 from align.publishing.hub import push
 from align.recipe import Recipe, default_run, load_recipe, resolved_yaml
 from align.recipe.sections import ema_decay
 from align.recipe.writing import plain_values
 from align.reference import content_digest
-from align.report.table import compare
+from align.report.summary import summary
 from align.runs.folder import RunFolder
 from align.runs.manifest import damage, publish
 from align.runs.versions import versions
@@ -40,7 +41,7 @@ logger = logging.getLogger("align")
 
 def loop_recipe(
     path: Path, overrides: Sequence[str], run_path: Path | None, allow_change: Sequence[str]
-) -> Table:
+) -> RenderableType:
     """Goes through the rounds of a recipe; the same call again goes on where the last one ended.
 
     Args:
@@ -70,7 +71,7 @@ def loop_recipe(
     try:
         with StopSignal() as stop:
             _go_through(recipe, run, allow_change, stop)
-        return compare([run.path])
+        return summary([run.path])
     finally:
         run.release()
 
@@ -149,7 +150,7 @@ def _finish(
             f"loop went on, and keep.rounds is {recipe.keep.rounds}. Write the former number of "
             "rounds, or give this run its own --run folder."
         )
-    history = _history(run.path, recipe.rounds)
+    said = history(run.path, recipe.rounds)
     if "metrics" in artefacts:
         after = json.loads((artefacts["metrics"].path / "metrics.json").read_text())
     else:
@@ -165,32 +166,17 @@ def _finish(
         "loop": {
             "rounds": recipe.rounds,
             "made_from": made_from,
-            "judge_calls": sum(row.get("calls", 0) for row in history),
-            "pairs": sum(row["pairs"] for row in history if row["stage"] == "train"),
+            "judge_calls": sum(row.get("calls", 0) for row in said),
+            "pairs": sum(row["pairs"] for row in said if row["stage"] == "train"),
+            "steps": sum(row["steps"] for row in said if row["stage"] == "train"),
         },
     }
     partial = run.path / "model.partial"
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(policy.path, partial)
     # Before the folder is sealed: an adapter brings a card of its own.
-    is_adapter = (partial / "adapter_config.json").is_file()
-    card = model_card(plain_values(recipe), metrics, {}, is_adapter=is_adapter)
+    card = model_card(plain_values(recipe), metrics, {}, adapter=adapter_of(partial))
     (partial / "README.md").write_text(card, encoding="utf-8")
     publish(partial, run.model, {"versions": versions(), "rounds": recipe.rounds})
-    run.write_json("history.json", history)
+    run.write_json("history.json", said)
     run.write_json("metrics.json", metrics)
-
-
-def _history(run: Path, rounds: int) -> list[dict[str, Any]]:
-    """What each stage of each round said, in their order, without clocks."""
-    found: list[dict[str, Any]] = []
-    for folder in sorted((run / "rounds").glob("*/*")):
-        manifest = folder / "manifest.json"
-        if folder.name.startswith((".", "set-aside")) or not manifest.is_file():
-            continue
-        if int(folder.parent.name) > rounds:
-            break
-        about = json.loads(manifest.read_text())["about"]
-        stage = about["stage"]
-        found.append({"round": stage["round"], "stage": stage["name"], **about["about"]})
-    return found

@@ -13,18 +13,30 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from rich.table import Table
+from rich.console import RenderableType
 
 from align.app.fitting import check_columns, check_roles
+from align.app.train_kind import train_kind_run
 from align.errors import AlignError, RecipeError
 from align.policies.loading import load_config, load_tokenizer
+from align.policies.start import Start
 from align.publishing.cards import write_model_card
 from align.publishing.hub import push
-from align.recipe import Recipe, default_run, kind_of, load_recipe, resolved_yaml
+from align.publishing.kind_card import write_kind_card
+from align.recipe import (
+    KINDS,
+    KindRecipe,
+    Recipe,
+    default_run,
+    kind_of,
+    load_kind_recipe,
+    load_recipe,
+    resolved_yaml,
+)
 from align.recipe.own_code import code_digests
 from align.recipe.writing import plain_values
 from align.report.curves import plot_run_curves
-from align.report.table import compare
+from align.report.summary import summary
 from align.runs.folder import RunFolder
 from align.runs.manifest import damage
 from align.stages.evaluate import (
@@ -45,7 +57,7 @@ logger = logging.getLogger("align")
 
 def train_recipe(
     path: Path, overrides: Sequence[str], run_path: Path | None, allow_change: Sequence[str]
-) -> Table | None:
+) -> RenderableType | None:
     """Everything between a recipe and a finished run's folder.
 
     Returns:
@@ -55,9 +67,7 @@ def train_recipe(
         from align.app.diffusion import train_diffusion_recipe  # diffusers is optional
 
         return train_diffusion_recipe(path, overrides, run_path)
-    recipe = load_recipe(path, overrides)
-    if recipe.is_loop:
-        raise RecipeError(f"{path} has rounds: run `align loop {path}`.")
+    recipe = _loaded(path, overrides)
     run = RunFolder(run_path or default_run(path, recipe))
     # Several CPU processes find each other only when the CPU is asked for.
     state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
@@ -67,19 +77,35 @@ def train_recipe(
     state.wait_for_everyone()
     try:
         if run.read_json("metrics.json") is None or damage(run.model) is not None:
-            _train(recipe, run, state, allow_change)
+            if isinstance(recipe, KindRecipe):
+                train_kind_run(recipe, run, state, allow_change)
+            else:
+                _train(recipe, run, state, allow_change)
+            if state.is_main_process:
+                write_card = write_kind_card if isinstance(recipe, KindRecipe) else write_model_card
+                write_card(run.path)
+                _draw(run)
         elif state.is_main_process:
             logger.info("%s is finished; nothing to do.", run.path)
         if not state.is_main_process:
             return None
         if recipe.hub.push or recipe.hub.dry_run:
             _push(recipe, run)
-        return compare([run.path])
+        return summary([run.path])
     finally:
         run.release()
 
 
-def _refuse_other_code(run: RunFolder, recipe: Recipe) -> None:
+def _loaded(path: Path, overrides: Sequence[str]) -> Recipe | KindRecipe:
+    if kind_of(path, overrides) in KINDS:
+        return load_kind_recipe(path, overrides)
+    recipe = load_recipe(path, overrides)
+    if recipe.is_loop:
+        raise RecipeError(f"{path} has rounds: run `align loop {path}`.")
+    return recipe
+
+
+def _refuse_other_code(run: RunFolder, recipe: Recipe | KindRecipe) -> None:
     """The code that a recipe names belongs to its run as the recipe does."""
     code = code_digests(plain_values(recipe))
     was = run.read_json("code.json")
@@ -127,12 +153,10 @@ def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[st
 
     scores: dict[str, float] = {}
 
-    def evaluation(policy: Any, start: Any | None) -> dict[str, Any]:
+    def evaluation(policy: Any, start: Start) -> dict[str, Any]:
         assert pairs is not None
-        subject = subject_of(
-            recipe, policy, start or policy, tokenizer, pairs.held_out, run.path.name
-        )
-        if start is not None:
+        subject = subject_of(recipe, policy, start, tokenizer, pairs.held_out, run.path.name)
+        if not start.is_model(policy):
             chosen = benchmarks(nodes)
             for result in run_benchmarks(chosen, folders_of(run.path, chosen), subject):
                 scores.update(scores_of(result))
@@ -157,13 +181,15 @@ def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[st
             "seed": recipe.train.seed,
             "versions": trained.versions,
             "data": pairs.counts(),
+            "training": {
+                "steps": max((row["step"] for row in trained.log_history), default=0),
+                "processes": state.num_processes,
+            },
             "roles": trained.roles,
             "probe": trained.probe,
             "forward": trained.forward,
         },
     )
-    write_model_card(run.path)
-    _draw(run)
 
 
 def _draw(run: RunFolder) -> None:
@@ -174,7 +200,7 @@ def _draw(run: RunFolder) -> None:
         logger.warning("No picture of the training curves: %s", error)
 
 
-def _push(recipe: Recipe, run: RunFolder) -> None:
+def _push(recipe: Recipe | KindRecipe, run: RunFolder) -> None:
     hub = recipe.hub
     assert hub.repo is not None
     pushed = push(run.path, hub.repo, private=hub.private, dry_run=hub.dry_run)

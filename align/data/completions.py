@@ -9,12 +9,17 @@ from align.data.records import Record
 
 
 class Completion(Record):
-    """One sampled continuation of a prompt; `sample` numbers the continuations of one prompt."""
+    """One sampled continuation of a prompt; `sample` numbers the continuations of one prompt.
+
+    Attributes:
+        finished: False where it was cut off at the allowed number of tokens, and kept.
+    """
 
     prompt: Text
     completion: Text
     policy: str
     sample: int = Field(ge=0)
+    finished: bool = True
     group_id: str | None = None
     source: str
     row: int
@@ -38,6 +43,7 @@ class JudgedPrompt(Record):
         round: of the loop, from 1; 0 outside of one.
         sampler: identity of the policy that wrote the completions.
         completions: K texts.
+        unfinished: places of those among them that were cut off and kept.
         scores: one per completion, in the judge's own units; None where there is none.
         preferences: P[i][j] is P(completion i beats completion j); P[i][j] + P[j][i] = 1, 1/2 on
             the diagonal, None where the comparison was not asked or failed.
@@ -53,6 +59,7 @@ class JudgedPrompt(Record):
     round: int = Field(default=0, ge=0)
     sampler: str
     completions: tuple[str, ...]
+    unfinished: tuple[int, ...] = ()
     scores: tuple[float | None, ...] | None = None
     preferences: tuple[tuple[float | None, ...], ...] | None = None
     failures: tuple[str, ...] = ()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from align.data.column_map import AS_THEY_ARE, with_columns
 from align.data.formats.own_reader import RowReader
 from align.data.formats.pairs import pairs_from_rows
 from align.data.pairs import PreferencePair
@@ -15,6 +18,7 @@ def read_pairs(
     *,
     split: str = "train",
     revision: str | None = None,
+    columns: Mapping[str, str] = AS_THEY_ARE,
     format: str | RowReader = "auto",  # noqa: A002 - the recipe's own word
     policy: RowPolicy,
 ) -> tuple[list[PreferencePair], RowReport]:
@@ -26,6 +30,7 @@ def read_pairs(
         split: of a Hub dataset, of a saved dataset with splits, or of a folder whose file names
             say train, test and so on. A single file is its own split.
         revision: branch, tag or commit of a Hub dataset.
+        columns: as `align.data.column_map.with_columns` takes them.
         format: how to read the columns: "auto" decides by the first rows, "trl", "hh" and
             "sharegpt" are formats by name, and a function puts one row into TRL's columns, or
             gives None to leave it out.
@@ -36,5 +41,5 @@ def read_pairs(
             `policy.max_dropped`, or none left.
         MachineError: the Hub cannot be reached.
     """
-    rows = open_rows(path_or_id, split, revision)
+    rows = with_columns(open_rows(path_or_id, split, revision), columns)
     return pairs_from_rows(rows, source=path_or_id, format=format, policy=policy)

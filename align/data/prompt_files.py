@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from align.data.column_map import AS_THEY_ARE, with_columns
 from align.data.formats.pairs import pairs_from_rows
 from align.data.images import ImageRef, refs_of
 from align.data.messages import Message, Text, prompt_id
@@ -21,7 +22,12 @@ _TEXT: TypeAdapter[Text] = TypeAdapter(Text)
 
 
 def read_prompts(
-    path_or_id: str, *, split: str = "train", revision: str | None = None, policy: RowPolicy
+    path_or_id: str,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    columns: Mapping[str, str] = AS_THEY_ARE,
+    policy: RowPolicy,
 ) -> tuple[list[Prompt], RowReport]:
     """Every different prompt once, in the order of the rows.
 
@@ -32,6 +38,7 @@ def read_prompts(
         path_or_id: as `align.data.pair_files.read_pairs` takes it.
         split: of a Hub data set or a folder of splits.
         revision: of a Hub data set.
+        columns: as `align.data.column_map.with_columns` takes them.
         policy: what to do with rows that cannot be used.
 
     Raises:
@@ -40,7 +47,7 @@ def read_prompts(
     report = RowReport()
     prompts: list[Prompt] = []
     seen: set[tuple[str, tuple[str, ...] | None]] = set()
-    for source, number, row in open_rows(path_or_id, split, revision):
+    for source, number, row in with_columns(open_rows(path_or_id, split, revision), columns):
         try:
             text = prompt_of_row(source, number, row, policy)
             images = images_of_row(source, row)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from align.data.column_map import AS_THEY_ARE, with_columns
 from align.data.messages import prompt_id
 from align.data.problems import DroppedRow, RowProblem
 from align.data.prompt_files import images_of_row, prompt_of_row
@@ -20,7 +21,12 @@ _FINAL = "####"
 
 
 def read_questions(
-    path_or_id: str, *, split: str = "train", revision: str | None = None, policy: RowPolicy
+    path_or_id: str,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    columns: Mapping[str, str] = AS_THEY_ARE,
+    policy: RowPolicy,
 ) -> tuple[list[Question], RowReport]:
     """Every different question once, in the order of the rows.
 
@@ -32,6 +38,7 @@ def read_questions(
         path_or_id: as `align.data.pair_files.read_pairs` takes it.
         split: of a Hub data set or a folder of splits.
         revision: of a Hub data set.
+        columns: as `align.data.column_map.with_columns` takes them.
         policy: what to do with rows that cannot be used.
 
     Raises:
@@ -40,7 +47,7 @@ def read_questions(
     report = RowReport()
     questions: list[Question] = []
     seen: set[tuple[str, tuple[str, ...] | None]] = set()
-    for source, number, row in open_rows(path_or_id, split, revision):
+    for source, number, row in with_columns(open_rows(path_or_id, split, revision), columns):
         try:
             question = _question_of(source, number, row, policy)
         except RowProblem as problem:

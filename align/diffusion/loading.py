@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from align.diffusion import pipelines
 from align.diffusion.components import Components
-from align.diffusion.pipelines import load_pipeline
 from align.diffusion.settings import DiffusionModel
 from align.worlds.shapes import Shapes
 
@@ -19,7 +21,20 @@ def load_components(model: DiffusionModel) -> Components:
         RecipeError: a pipeline of a kind that is not supported.
         MachineError: it cannot be loaded.
     """
-    return _load_world() if model.is_world else load_pipeline(model)
+    return _load_world() if model.is_world else pipelines.load_pipeline(model)
+
+
+def network_config(model: DiffusionModel) -> dict[str, Any]:
+    """The configuration of the network that would be trained, without its weights.
+
+    Raises:
+        RecipeError: a pipeline of a kind that is not supported.
+        MachineError: it cannot be loaded.
+    """
+    if not model.is_world:
+        return pipelines.network_config(model)
+    found: Any = UNet2DConditionModel.load_config(Shapes().base_model() / "unet")
+    return found
 
 
 def _load_world() -> Components:

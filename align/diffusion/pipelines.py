@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from align.diffusion.components import Components
@@ -35,31 +35,58 @@ def load_pipeline(model: DiffusionModel) -> Components:
         MachineError: it cannot be loaded.
     """
     where = model.model_name_or_path
+    known = KNOWN[_kind(model)]
     try:
-        config: Any = DiffusionPipeline.load_config(where, revision=model.model_revision)
-        kind = config["_class_name"]
-        if kind not in KNOWN:
-            raise RecipeError(
-                f"model.model_name_or_path: {where} is a {kind}; recipes train "
-                f"{' and '.join(KNOWN)}. Other models go through DiffusionTrainer with an encoder "
-                "of their own."
-            )
-        pipe = DiffusionPipeline.from_pretrained(
-            where, revision=model.model_revision, **KNOWN[kind]
-        )
+        pipe = DiffusionPipeline.from_pretrained(where, revision=model.model_revision, **known)
     except (OSError, ValueError) as error:
-        if isinstance(error, RecipeError):
-            raise
-        raise MachineError(
-            f"model.model_name_or_path: {where} cannot be loaded as a pipeline of diffusers "
-            f"({error}). Give a folder with a model_index.json, or a Hub id and a network."
-        ) from error
+        raise _unreachable(where, error) from error
     pipe.set_progress_bar_config(disable=True)
     # Encoders stay in float32: they run once, and XL's decoder overflows in float16.
     network = pipe.unet.eval()
     if model.dtype != "float32":
         network.to(getattr(torch, model.dtype))
     return Components(network, pipe.scheduler, PipelineEdges(pipe))
+
+
+def network_config(model: DiffusionModel) -> dict[str, Any]:
+    """The configuration of a pipeline's network; no weight is read.
+
+    Raises:
+        RecipeError: a pipeline of a kind that is not supported.
+        MachineError: it cannot be loaded.
+    """
+    _kind(model)
+    where = model.model_name_or_path
+    try:
+        found: Any = UNet2DConditionModel.load_config(
+            where, subfolder="unet", revision=model.model_revision
+        )
+    except (OSError, ValueError) as error:
+        raise _unreachable(where, error) from error
+    return found
+
+
+def _kind(model: DiffusionModel) -> str:
+    """The pipeline's class, one of `KNOWN`."""
+    where = model.model_name_or_path
+    try:
+        config: Any = DiffusionPipeline.load_config(where, revision=model.model_revision)
+    except (OSError, ValueError) as error:
+        raise _unreachable(where, error) from error
+    kind = config["_class_name"]
+    if kind not in KNOWN:
+        raise RecipeError(
+            f"model.model_name_or_path: {where} is a {kind}; recipes train {' and '.join(KNOWN)}. "
+            "Other models go through DiffusionTrainer with an encoder of their own."
+        )
+    return kind
+
+
+def _unreachable(where: str, error: Exception) -> MachineError:
+    return MachineError(
+        f"model.model_name_or_path: {where} cannot be loaded as a pipeline of diffusers "
+        f"({error}). Give a folder with a model_index.json, or a Hub id and a network."
+    )
 
 
 class PipelineEdges:

@@ -112,7 +112,7 @@ def choose_backend(model: Any, chosen: Rows, rejected: Rows) -> Choice:
 
 def refused(model: Any) -> str | None:
     """Why the model cannot use a forest, as far as its config says; None if it may."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = base.config.get_text_config()
     if not getattr(base, "_supports_attention_backend", False):
         return f"{type(base).__name__} does not look its attention up in transformers' interface"

@@ -12,7 +12,15 @@ from torch import nn
 from torch.nn.functional import pad
 
 from align.forest.attention import attending
-from align.forest.backends import PADDED, Backend, choose_backend, computed_in, own_logps, refused
+from align.forest.backends import (
+    PADDED,
+    Backend,
+    Choice,
+    choose_backend,
+    computed_in,
+    own_logps,
+    refused,
+)
 from align.forest.model import add_edge_head, read_pack
 from align.forest.radix import SHORTEST_SHARED
 from align.forest.rows import TokenRow
@@ -27,8 +35,8 @@ Row: TypeAlias = TokenRow | tuple[Sequence[int], Sequence[int]]
 # The forest is checked against the model's own forward pass on so many of the shortest rows.
 PROBED = 4
 
-# Model -> what it ran on and in -> the backend that the check chose.
-_chosen: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.dtype], Backend]] = WeakKeyDictionary()
+# Model -> what it ran on and in -> what the check chose.
+_chosen: WeakKeyDictionary[nn.Module, dict[tuple[str, torch.dtype], Choice]] = WeakKeyDictionary()
 
 
 def forest_logps(
@@ -68,8 +76,8 @@ def forest_logps(
     if token_budget is not None and token_budget < 1:
         raise ValueError(f"token_budget is {token_budget}; give 1 token or more, or None.")
     network: Any = model
-    with _edge_head(network):
-        backend = _backend(network, whole)
+    with edge_head(network):
+        backend = choice_for(network, whole).backend
         # Each row stands for both sides of a pair; a forest counts copies once, padding twice.
         budget = token_budget and token_budget * (2 if backend is PADDED else 1)
         passes = backend.cut(whole, whole, budget)
@@ -93,15 +101,22 @@ def _one_pass(model: Any, backend: Backend, rows: Sequence[TokenRow]) -> Logps:
     return pack.to(edge.device).rows(0, len(rows), edge)
 
 
-def _backend(model: Any, rows: Sequence[TokenRow]) -> Backend:
-    """What the model may use now; the check itself is made once."""
-    if refused(model) is not None or _attends_again(model):
-        return PADDED
+def choice_for(model: Any, rows: Sequence[TokenRow]) -> Choice:
+    """The backend that a model may use now; the check itself is made once.
+
+    Args:
+        model: inside `edge_head`.
+        rows: that are to be scored; a few of the shortest are checked.
+    """
+    if (refusal := refused(model)) is not None:
+        return Choice(PADDED, f"padded rows, because {refusal}", None)
+    if _attends_again(model):
+        reason = "padded rows, because layers are computed again in the backward pass"
+        return Choice(PADDED, reason, None)
     now = (str(model.device), computed_in(model))
     of_model = _chosen.setdefault(model, {})
     if now not in of_model:
-        chosen, rejected = _probes(rows)
-        of_model[now] = choose_backend(model, chosen, rejected).backend
+        of_model[now] = choose_backend(model, *_probes(rows))
     return of_model[now]
 
 
@@ -126,13 +141,13 @@ def _probes(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:
 
 
 @contextmanager
-def _edge_head(model: Any) -> Iterator[None]:
+def edge_head(model: Any) -> Iterator[None]:
     """The model reads packs inside, and is given back as it came.
 
     A head that stayed would go along into a deep copy, such as one that becomes the reference,
     whose ordinary forward pass would then be this model's.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = vars(base).get("forward")
     add_edge_head(base)
     try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from align.forest.pack import padded_pack
+from align.forest.pack import Pack, padded_pack
 from align.forest.rows import TokenRow
 from align.types import Logps
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Pictures = Callable[[Sequence[int], Tensor], Mapping[str, Tensor]]
+
+EDGES = 512  # whose logits are float32 at a time
 
 
 @torch.no_grad()
@@ -60,24 +62,38 @@ def score_rows(
         for begin in range(0, len(order), batch_size):
             chunk = order[begin : begin + batch_size]
             pack = padded_pack([rows[r] for r in chunk]).to(model.device)
-            slots = pack.input_ids.shape[1]
-            # The LM head runs from the token before the earliest completion on; earlier logits
-            # score nothing.
-            keep = slots - int((pack.predictor % slots).min())
             shown = {} if pictures is None else pictures(chunk, pack.input_ids)
-            logits = model(
-                input_ids=pack.input_ids,
-                attention_mask=pack.attention_mask,
-                use_cache=False,
-                logits_to_keep=keep,
-                **{name: value.to(model.device) for name, value in shown.items()},
-            ).logits.to(dtype)
-            kept = pack.predictor // slots * keep + pack.predictor % slots - (slots - keep)
-            normaliser = logits.logsumexp(dim=2).flatten()[kept]
-            edge = logits.flatten(0, 1)[kept, pack.target] - normaliser
-            logps = pack.rows(0, len(chunk), edge)
+            logps = pack.rows(0, len(chunk), own_edges(model, pack, shown))
             token[chunk, : logps.token.shape[1]] = logps.token.cpu()
             mask[chunk, : logps.mask.shape[1]] = logps.mask.cpu()
     finally:
         model.train(was_training)
     return Logps(token, mask)
+
+
+def own_edges(model: Any, pack: Pack, pictures: Mapping[str, Tensor]) -> Tensor:
+    """[E] nats at the edges of padded rows, by the model's own head; float32 or float64.
+
+    Args:
+        model: on its device.
+        pack: of padded rows, on the same device.
+        pictures: what a vision-language model reads beside them.
+    """
+    slots = pack.input_ids.shape[1]
+    # The LM head runs from the token before the earliest completion on; earlier logits score
+    # nothing.
+    keep = slots - int((pack.predictor % slots).min())
+    logits: Tensor = model(
+        input_ids=pack.input_ids,
+        attention_mask=pack.attention_mask,
+        use_cache=False,
+        logits_to_keep=keep,
+        **{name: value.to(model.device) for name, value in pictures.items()},
+    ).logits.flatten(0, 1)
+    kept = pack.predictor // slots * keep + pack.predictor % slots - (slots - keep)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    edges: list[Tensor] = []
+    for at, target in zip(kept.split(EDGES), pack.target.split(EDGES), strict=True):
+        z = logits[at].to(wide)
+        edges.append(z.gather(1, target[:, None])[:, 0] - z.logsumexp(dim=1))
+    return torch.cat(edges)

@@ -176,8 +176,9 @@ class JudgeNode(Node):
     """
 
     by: Any  # a Literal in every child
-    """Who judges: world (exact), answers (a file of known ones), reward_model, llm (asked
-    pairwise), rewards (a weighted sum), or a function of one's own as file.py:function."""
+    """Who judges: world (exact), answers (a file of known ones), reward_model, preference_model
+    (compares, in both orders), llm (asked pairwise), rewards (a weighted sum), instructions (checks
+    of the row's own), or a function of one's own as file.py:function."""
     gives: ClassVar[Answers | None] = None
     """Whether it scores completions or compares two; None where that depends on the prompts."""
     reads_columns: ClassVar[bool] = False
@@ -195,6 +196,13 @@ class JudgeNode(Node):
     def content(self) -> dict[str, str]:
         """Digests of what it names, for a stage's key."""
         return {}
+
+    def look(self) -> None:
+        """Looks for the files and models that it names, without loading any.
+
+        Raises:
+            AlignError: one is not there, or is something else.
+        """
 
     def open(self, bench: Bench) -> AbstractContextManager[PairJudge | ScoreJudge]:
         """The judge; what it opened is closed afterwards."""

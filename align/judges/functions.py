@@ -36,6 +36,7 @@ from align.judges.base import (
     Tie,
     Verdict,
 )
+from align.progress import Phase, progress
 
 ONE, TWO = ("prompt", "completion"), ("prompt", "first", "second")
 MANY, MANY_TWO = ("prompts", "completions"), ("prompts", "firsts", "seconds")
@@ -112,6 +113,7 @@ class Asking:
         row_of: Callable[[str], Asked | None],
     ) -> None:
         self._function = function
+        self._title = getattr(function, "__name__", "judge")
         self._shape = shape
         self._row_of = row_of
         parameters = inspect.signature(function).parameters.values()
@@ -142,9 +144,10 @@ class Asking:
             (dict(zip(self._shape, texts, strict=True)) | dict(more))
             for texts, more in zip(asked, columns, strict=True)
         ]
-        if inspect.iscoroutinefunction(self._function):
-            return asyncio.run(_awaited([self._function] * len(calls), calls))
-        return [_tried(self._function, call) for call in calls]
+        with progress(self._title, len(calls), "calls") as advance:
+            if inspect.iscoroutinefunction(self._function):
+                return asyncio.run(_awaited([self._function] * len(calls), calls, advance))
+            return [_tried(self._function, call, advance) for call in calls]
 
     def _together(
         self, asked: Sequence[tuple[Any, ...]], columns: Sequence[Mapping[str, Any]]
@@ -154,10 +157,11 @@ class Asking:
         lists = dict(zip(self._shape, map(list, zip(*asked, strict=True)), strict=True))
         names = dict.fromkeys(name for row in columns for name in row)
         lists |= {name: [row.get(name) for row in columns] for name in names}
-        if inspect.iscoroutinefunction(self._function):
-            (found,) = asyncio.run(_awaited([self._function], [lists]))
-        else:
-            found = _tried(self._function, lists)
+        with progress(self._title, 1, "calls") as advance:
+            if inspect.iscoroutinefunction(self._function):
+                (found,) = asyncio.run(_awaited([self._function], [lists], advance))
+            else:
+                found = _tried(self._function, lists, advance)
         if isinstance(found, Exception):
             return [found] * len(asked)
         values = list(found)
@@ -195,15 +199,19 @@ def _plain(prompt: Text) -> Any:
     return [{"role": turn.role, "content": turn.content} for turn in prompt]
 
 
-def _tried(function: Callable[..., Any], call: Mapping[str, Any]) -> Any:
+def _tried(function: Callable[..., Any], call: Mapping[str, Any], advance: Phase) -> Any:
     try:
         return function(**call)
     except Exception as error:  # whatever a user's function raises is a failed verdict
         return error
+    finally:
+        advance()
 
 
 async def _awaited(
-    functions: Sequence[Callable[..., Awaitable[Any]]], calls: Sequence[Mapping[str, Any]]
+    functions: Sequence[Callable[..., Awaitable[Any]]],
+    calls: Sequence[Mapping[str, Any]],
+    advance: Phase,
 ) -> list[Any]:
     gate = asyncio.Semaphore(TOGETHER)
 
@@ -213,6 +221,8 @@ async def _awaited(
                 return await function(**call)
             except Exception as error:  # as in `_tried`
                 return error
+            finally:
+                advance()
 
     return await asyncio.gather(*map(one, functions, calls))
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from accelerate import PartialState
 from pydantic import Field
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from align.data.problems import RowProblem
 from align.errors import RecipeError
 from align.forest.rows import TokenRow
 from align.judges.base import Answer, Answers, Bench, JudgeFailed, JudgeNode, ScoreJudge
-from align.policies.loaded import evaluating
+from align.policies.classifiers import (
+    about_classifier,
+    load_classifier,
+    look_for_classifier,
+    one_output,
+    scores_of,
+)
+from align.policies.fetched import folder_of
 from align.policies.prompting import Prompting
 from align.reference import content_digest, digest, tokenizer_digest, weights_digest
+from align.tokens.whole_rows import WholeRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,12 +36,22 @@ class RewardModel(JudgeNode):
     by: Literal["reward_model"] = "reward_model"
     """Who judges: a reward model."""
     path: str = Field(min_length=1)
-    """Folder or Hub id (`id@revision`) of the reward model."""
+    """Folder or Hub id (`id@revision`) of the reward model, or the folder of a run that trained
+    it."""
     gives: ClassVar[Answers | None] = "scores"
 
     def content(self) -> dict[str, str]:
         """Of its folder; a Hub id is its own name."""
-        return {"content": content_digest(self.path)}
+        return {"content": content_digest(folder_of(self.path))}
+
+    def look(self) -> None:
+        """Looks for its configuration and tokenizer.
+
+        Raises:
+            RecipeError: there is none, or it is no classifier with one output.
+        """
+        self._refuse_comparisons()
+        look_for_classifier(self.path, "each_round", "reward model")
 
     @contextmanager
     def open(self, bench: Bench) -> Iterator[ScoreJudge]:
@@ -44,18 +60,17 @@ class RewardModel(JudgeNode):
         Raises:
             RecipeError: it cannot be loaded, or is no classifier with one output.
         """
-        name, _, revision = self.path.partition("@")
-        options: dict[str, Any] = {"revision": revision} if revision else {}
-        try:
-            model: Any = AutoModelForSequenceClassification.from_pretrained(name, **options)
-            tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
-        except (OSError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise RecipeError(
-                f"each_round: the judge's reward model {self.path!r} cannot be loaded ({first}). "
-                "Write the folder or Hub id of a sequence classifier with one output."
-            ) from error
+        self._refuse_comparisons()
+        model, tokenizer = load_classifier(self.path, "each_round")
         yield RewardModelJudge(model.to(PartialState().device).eval(), tokenizer)
+
+    def _refuse_comparisons(self) -> None:
+        about = about_classifier(self.path)
+        if about is not None and about["kind"] != "reward":
+            raise RecipeError(
+                f"each_round: {self.path!r} holds a preference model, which compares two answers "
+                f"and scores none: write `by: preference_model` with `model: {self.path}`."
+            )
 
 
 class RewardModelJudge:
@@ -81,86 +96,39 @@ class RewardModelJudge:
         max_length: int | None = None,
         batch_size: int = 32,
     ) -> None:
-        config = model.config.get_text_config()
-        if model.config.num_labels != 1:
-            raise RecipeError(
-                f"The reward model has {model.config.num_labels} outputs and a judge needs one "
-                "score: choose a sequence classifier with num_labels 1."
-            )
-        if config.pad_token_id is None:
-            # Without it transformers reads the score off the last slot, padding or not.
-            raise RecipeError(
-                "The reward model's config has no pad_token_id, so it cannot tell where a row "
-                "ends: set model.config.pad_token_id to the tokenizer's."
-            )
+        self._pad, longest = one_output(model, "reward model")
         self.model = model
-        self.max_length = max_length or getattr(config, "max_position_embeddings", None)
+        self.max_length = max_length or longest
         self.batch_size = batch_size
-        self._pad = int(config.pad_token_id)
         self._prompting = Prompting(tokenizer)
-        self._tail: list[int] | None = None
+        self._whole = WholeRows(self._prompting.tokenizer)
         parts = [weights_digest(model), tokenizer_digest(tokenizer), repr(self.max_length)]
         self.identity = f"reward-model:{digest(parts)[:16]}"
 
     def score(self, items: Sequence[Answer]) -> list[float | JudgeFailed]:
         """One finite number, or the reason why there is none, per item in their order."""
-        results: list[float | JudgeFailed] = [
-            JudgeFailed("not_asked", "the reward model did not read it") for _ in items
-        ]
-        rows: dict[int, list[int]] = {}
-        for place, item in enumerate(items):
-            found = self._encoded(item)
-            if isinstance(found, JudgeFailed):
-                results[place] = found
-            else:
-                rows[place] = found
-        order = sorted(rows, key=lambda place: len(rows[place]))
-        with evaluating(self.model):
-            for start in range(0, len(order), self.batch_size):
-                places = order[start : start + self.batch_size]
-                for place, value in zip(
-                    places, self._forward([rows[p] for p in places]), strict=True
-                ):
-                    results[place] = (
-                        value
-                        if math.isfinite(value)
-                        else JudgeFailed("not_finite", f"the reward model's score is {value}")
-                    )
-        return results
+        found = [self._encoded(item) for item in items]
+        rows = [ids for ids in found if not isinstance(ids, JudgeFailed)]
+        scores = iter(
+            scores_of(
+                self.model, rows, pad=self._pad, batch_size=self.batch_size, title="reward model"
+            )
+        )
+        return [ids if isinstance(ids, JudgeFailed) else _finite(next(scores)) for ids in found]
 
     def _encoded(self, item: Answer) -> list[int] | JudgeFailed:
         try:
             row: TokenRow = self._prompting.row(item.prompt, item.completion)
         except RowProblem as problem:
             return JudgeFailed(problem.reason, f"{problem.field}: {problem.detail}")
-        ids = [*row.prompt_ids, *row.completion_ids]
-        if not isinstance(item.prompt, str):
-            ids += self._behind_the_end(row.completion_ids[-1])
+        chat = not isinstance(item.prompt, str)
+        ids = self._whole.one(row.prompt_ids, row.completion_ids, chat=chat)
         if self.max_length is not None and len(ids) > self.max_length:
             return JudgeFailed("too_long", f"{len(ids)} tokens, {self.max_length} fit")
         return ids
 
-    def _behind_the_end(self, end: int) -> list[int]:
-        """Ids that the chat template writes after an answer's end token, such as Qwen's newline.
 
-        Training rows stop before them, but the score is read off the very last token.
-        """
-        if self._tail is None:
-            tokenizer, answer = self._prompting.tokenizer, "qXanswerXq"
-            turns = [
-                {"role": "user", "content": "x"},
-                {"role": "assistant", "content": answer},
-            ]
-            text = cast(str, tokenizer.apply_chat_template(turns, tokenize=False))
-            behind = text.rpartition(answer)[2]
-            ids = cast(list[int], tokenizer(behind, add_special_tokens=False)["input_ids"])
-            self._tail = ids[ids.index(end) + 1 :] if end in ids else []
-        return self._tail
-
-    def _forward(self, rows: list[list[int]]) -> list[float]:
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [self._pad] * (width - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        device = self.model.device
-        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-        return logits[:, 0].float().tolist()
+def _finite(value: float) -> float | JudgeFailed:
+    if math.isfinite(value):
+        return value
+    return JudgeFailed("not_finite", f"the reward model's score is {value}")

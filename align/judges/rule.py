@@ -14,6 +14,7 @@ from pydantic import Field
 from align.errors import DataError, RecipeError
 from align.judges.base import Answer, Answers, Bench, JudgeFailed, JudgeNode, ScoreJudge
 from align.judges.table import question_of
+from align.progress import progress
 from align.reference import content_digest, digest
 
 # The last number of a text: thousands may be parted by commas, decimals follow a point.
@@ -34,6 +35,14 @@ class KnownAnswers(JudgeNode):
     def content(self) -> dict[str, str]:
         """Of the file."""
         return {"content": content_digest(self.path)}
+
+    def look(self) -> None:
+        """Reads the file.
+
+        Raises:
+            DataError: it cannot be read, or a line is none.
+        """
+        read_answers(self.path)
 
     @contextmanager
     def open(self, bench: Bench) -> Iterator[ScoreJudge]:
@@ -60,7 +69,12 @@ class RuleJudge:
 
     def score(self, items: Sequence[Answer]) -> list[float | JudgeFailed]:
         """One score, or the reason why there is none, per item in their order."""
-        return [self._rule(question_of(item.prompt), item.completion) for item in items]
+        found: list[float | JudgeFailed] = []
+        with progress("judge", len(items)) as advance:
+            for item in items:
+                found.append(self._rule(question_of(item.prompt), item.completion))
+                advance()
+        return found
 
 
 def known_answer_judge(answers: Mapping[str, str], pattern: str = LAST_NUMBER) -> RuleJudge:

@@ -53,6 +53,11 @@ class WeightedRewards(JudgeNode):
             for name, found in judge.content().items()
         }
 
+    def look(self) -> None:
+        """Looks for what each of them names."""
+        for judge in self._judges:
+            judge.look()
+
     @contextmanager
     def open(self, bench: Bench) -> Iterator[ScoreJudge]:
         """The judge."""

@@ -45,6 +45,7 @@ from align.loops.stage import (
     StageContext,
     check_chain,
 )
+from align.loops.telling import in_words
 from align.runs.ledger import Ledger
 from align.runs.manifest import damage, publish
 
@@ -211,8 +212,7 @@ class Loop:
             kept={},
         )
         with stop.abandonable():
-            said = place.stage.run(context)
-        report = strict_report(place, said)
+            report = strict_report(place, place.stage.run(context))
         about = {
             "stage": place.identity,
             "key": key,
@@ -234,10 +234,11 @@ class Loop:
         # Also those that an earlier run left under another key.
         for old in place.folder.parent.glob(f".{place.folder.name}.*.scratch"):
             shutil.rmtree(old)
+        said = in_words(report)
         logger.info(
-            "Round %d/%d, %s (%d/%d): %.1f s",
+            "Round %d/%d, %s (%d/%d): %.1f s%s",
             *(place.round, self.rounds, place.stage.name, place.position, len(self.stages)),
-            seconds,
+            *(seconds, f"; {said}" if said else ""),
         )
         return outputs
 
@@ -264,8 +265,12 @@ class Loop:
 
     def _set_aside(self, folder: Path, key: str, why: str) -> None:
         aside = folder.with_name(f"{SET_ASIDE}-{folder.name}")
-        logger.warning("%s is kept as %s and made again: %s.", folder, aside.name, why)
-        about = {"round": int(folder.parent.name), "key": key, "folder": folder.name, "why": why}
+        number, name = int(folder.parent.name), folder.name.partition("-")[2]
+        logger.warning(
+            "Round %d, %s is made again, since %s; what was there is kept as %s.",
+            *(number, name, why, aside.relative_to(self.folder)),
+        )
+        about = {"round": number, "key": key, "folder": folder.name, "why": why}
         self.ledger.append(SET_ASIDE, None, about)
         self._recorded.discard(key)
         self._live.keep_only([])

@@ -12,6 +12,7 @@ from typing import Any
 
 from align.errors import NumericalError, RecipeError
 from align.loops.stage import Artefact, Stage, json_ready
+from align.loops.telling import changes
 from align.runs.manifest import MANIFEST
 
 
@@ -63,7 +64,7 @@ def difference(
     then, now = about["stage"], place.identity
     for field in now:
         if then.get(field) != now[field]:
-            return f"its {field} changed from {json.dumps(then.get(field))}"
+            return f"its {field} changed ({changes(then.get(field), now[field])})"
     for read in sorted({*inputs, *about["inputs"]}):
         if read not in inputs or read not in about["inputs"]:
             return f"it reads other artefacts than before ({read})"

@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 
 GRACE = 20.0  # seconds
 LIMIT = 28.0  # seconds
+# What the next run finds again.
+KEPT = (
+    "Finished stages are kept, and of the one at hand what it had stored: finished chunks, a "
+    "server's answers, checkpoints."
+)
 AGAIN = 3.0  # seconds between two attempts to abandon a stage that swallows the exception
 
 
@@ -86,8 +91,8 @@ class StopSignal:
             os.write(self._write, b"s")
         elif self._is_abandonable:
             raise Interrupted(
-                f"Stopped by {self.requested}; the stage at hand was abandoned and everything "
-                "before it is kept. Run the same command again to go on."
+                f"Stopped by {self.requested} in the middle of a stage. {KEPT} Run the same "
+                "command again to go on."
             )
 
     def _watch(self) -> None:
@@ -99,10 +104,9 @@ class StopSignal:
             wait = min(AGAIN, end - time.monotonic())
             if wait <= 0:
                 logger.error(
-                    "Stopped by %s: the stage at hand did not end within %.0f s and was cut off; "
-                    "everything before it is kept. Run the same command again to go on.",
-                    self.requested,
-                    LIMIT,
+                    "Stopped by %s: the stage at hand did not end within %.0f s and was cut off. "
+                    "%s Run the same command again to go on.",
+                    *(self.requested, LIMIT, KEPT),
                 )
                 os._exit(Interrupted.exit_code)
             main = threading.main_thread().ident

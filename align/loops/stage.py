@@ -197,6 +197,19 @@ class StageNode(Node):
         """
         raise NotImplementedError
 
+    def look_ahead(self, workshop: Any) -> None:
+        """Looks for what the settings name outside of the recipe, before anything is made.
+
+        Else a file or model that is not there would end a run in its middle. Nothing heavy is
+        loaded for it.
+
+        Args:
+            workshop: as `stage` takes it.
+
+        Raises:
+            AlignError: it is not there, or is something else.
+        """
+
 
 KIND = re.compile(r"[a-z][a-z0-9_]*")
 

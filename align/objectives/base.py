@@ -19,7 +19,9 @@ from align.types import Logps, ObjectiveOutput, Pair, PairInputs, at_least_float
 X = TypeVar("X")
 
 
-class Objective(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+class Objective(
+    BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+):
     """A loss over preference pairs. Children repeat `frozen=True`, which type checkers ask for.
 
     Attributes:

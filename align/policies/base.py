@@ -36,6 +36,8 @@ class Sampling(BaseModel):
         top_p: smallest set of tokens with this much probability is drawn from; 1 takes all.
         top_k: number of likeliest tokens that are drawn from; 0 takes all.
         stop: texts that end a completion and are no part of it.
+        keep_unfinished: a completion cut off at max_new_tokens is kept, marked as unfinished, and
+            not a failure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -45,6 +47,7 @@ class Sampling(BaseModel):
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0)
     stop: tuple[str, ...] = ()
+    keep_unfinished: bool = False
 
     @field_validator("stop")
     @classmethod
@@ -123,7 +126,9 @@ def stream_seed(seed: int, key: str, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def completion_of(prompt: Prompt, text: str, *, policy: str, sample: int) -> Completion:
+def completion_of(
+    prompt: Prompt, text: str, *, policy: str, sample: int, finished: bool = True
+) -> Completion:
     """`text` as a continuation: plain after a plain prompt, else one assistant turn."""
     written: Text = (
         text if isinstance(prompt.prompt, str) else (Message(role="assistant", content=text),)
@@ -133,6 +138,7 @@ def completion_of(prompt: Prompt, text: str, *, policy: str, sample: int) -> Com
         completion=written,
         policy=policy,
         sample=sample,
+        finished=finished,
         group_id=prompt.group_id,
         source=prompt.source,
         row=prompt.row,

@@ -27,7 +27,7 @@ from align.policies.local_tokens import LocalTokens, check_room, ids_of
 from align.policies.shown import NO_LOGPS, Shown, shown_id, shown_of, trouble
 from align.policies.writer import Draw, Drawn, Finish, NoAnswer, OptionMass, Stem
 from align.servers.caller import CachedCaller
-from align.servers.server import Call, Unanswered
+from align.servers.server import Call, Reply, Unanswered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +76,7 @@ class HttpWriter(LocalTokens):
         super().__init__(tokenizer, list(ends))
         self.context = context
         self.shown = shown
+        self._shows = False
 
     @property
     def identity(self) -> str:
@@ -209,18 +210,25 @@ class HttpWriter(LocalTokens):
         return Call(ids, everything, template=TEMPLATE, parser=PARSER, sample=sample)
 
     def _ask(self, calls: Sequence[Call]) -> list[Shown | NoAnswer]:
-        replies = self.caller.ask(calls, trouble)
-        if replies and all(isinstance(x, Unanswered) and NO_LOGPS in x.detail for x in replies):
-            raise RecipeError(
-                f"{self.identity} gives no log-probs of the tokens it writes, and a search needs "
-                "them. Serve the model with vLLM, or name its weights as a folder or Hub id."
-            )
+        replies = self.caller.ask(calls, self._trouble)
         return [
             NoAnswer(reply.reason, reply.detail)
             if isinstance(reply, Unanswered)
             else shown_of(reply)
             for reply in replies
         ]
+
+    def _trouble(self, call: Call, reply: Reply) -> Unanswered | None:
+        """As `trouble`; a server whose first answer shows no log-probs will show none later."""
+        problem = trouble(call, reply)
+        if problem is None:
+            self._shows = True
+        elif NO_LOGPS in problem.detail and not self._shows:
+            raise RecipeError(
+                f"{self.identity} gives no log-probs of the tokens it writes, and a search needs "
+                "them. Serve the model with vLLM, or name its weights as a folder or Hub id."
+            )
+        return problem
 
     def _no_scores(self, what: str) -> RecipeError:
         return RecipeError(

@@ -22,6 +22,7 @@ from align.policies.loaded import LoadedModel, evaluating
 from align.policies.prompting import Begun, End, Ends, Prompting
 from align.policies.reading import Reading
 from align.policies.sampling import draw, steps, uniforms
+from align.progress import Phase, progress
 from align.tokens.vision.columns import Shown
 from align.tokens.vision.pixels import pictures_of
 from align.types import Logps
@@ -97,11 +98,12 @@ class InProcessPolicy:
         begun = self._prompting.begin(prompts, n, sampling, self._loaded.longest)
         ends = self._prompting.ends(begun, self._loaded.ends, sampling)
         identity = self.identity
-        with evaluating(self.model):
+        rows = len(begun.ids) * n
+        with evaluating(self.model), progress("generate", rows) as advance:
             for batch in self._batches(begun, n):
                 seeds = [sample_seed(seed, prompts[row.prompt], row.sample) for row in batch]
                 uniform = uniforms(seeds, sampling.max_new_tokens).to(self.model.device)
-                self._continue(batch, prompts, begun, uniform, sampling, ends)
+                self._continue(batch, prompts, begun, uniform, sampling, ends, advance)
                 for row in batch:
                     begun.results[row.prompt].append(
                         self._prompting.written(
@@ -138,6 +140,7 @@ class InProcessPolicy:
         uniform: Tensor,
         sampling: Sampling,
         ends: Ends,
+        advance: Phase,
     ) -> None:
         """Draws every row of `batch` to its end."""
         numbers = list(dict.fromkeys(row.prompt for row in batch))
@@ -148,6 +151,9 @@ class InProcessPolicy:
         for step in steps(reading, uniform, choose, lambda k: batch[k].end is None):
             for k, i in zip(step.rows, step.ids, strict=True):
                 self._append(batch[k], i, ends, begun)
+            ended = sum(batch[k].end is not None for k in step.rows)
+            advance(ended, tokens=len(step.rows))
+        advance(sum(row.end is None for row in batch))
 
     def _pictures(self, asked: Sequence[Prompt], numbers: Sequence[int]) -> Any:
         """What `Reading` asks for; None where no prompt shows a picture."""

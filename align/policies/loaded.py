@@ -32,7 +32,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 def plain_model(model: PreTrainedModel) -> Any:
     """The model itself where adapters are wrapped around it."""
     wrapped: Any = model
-    return wrapped.get_base_model() if hasattr(model, "peft_config") else model
+    # Not `peft_config`: the inner model of a wrapped one has that too.
+    return wrapped.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class LoadedModel:

@@ -30,6 +30,22 @@ def load_policy(model: Model, folder: str) -> PreTrainedModel:
     Raises:
         MachineError: 4- or 8-bit weights without bitsandbytes.
     """
+    options = loading_options(model, folder)
+    about = {k: v for k, v in options.items() if k in ("trust_remote_code", "revision")}
+    kind: Any = AutoModelForCausalLM
+    # A folder with an adapter alone has no configuration of its own; transformers finds its base.
+    is_adapter = (Path(folder) / "adapter_config.json").is_file()
+    if not is_adapter and reads_images(AutoConfig.from_pretrained(folder, **about)):
+        kind = AutoModelForImageTextToText
+    return kind.from_pretrained(folder, **options)
+
+
+def loading_options(model: Model, folder: str) -> dict[str, Any]:
+    """How transformers is to load the weights of a recipe's `model` section from a folder.
+
+    Raises:
+        MachineError: 4- or 8-bit weights without bitsandbytes.
+    """
     options: dict[str, Any] = {
         "dtype": model.dtype if model.dtype == "auto" else getattr(torch, model.dtype),
         "trust_remote_code": model.trust_remote_code,
@@ -56,13 +72,7 @@ def load_policy(model: Model, folder: str) -> PreTrainedModel:
             bnb_4bit_quant_storage=getattr(torch, storage) if storage else None,
         )
         options["device_map"] = {"": PartialState().device}
-    about = {k: v for k, v in options.items() if k in ("trust_remote_code", "revision")}
-    kind: Any = AutoModelForCausalLM
-    # A folder with an adapter alone has no configuration of its own; transformers finds its base.
-    is_adapter = (Path(folder) / "adapter_config.json").is_file()
-    if not is_adapter and reads_images(AutoConfig.from_pretrained(folder, **about)):
-        kind = AutoModelForImageTextToText
-    return kind.from_pretrained(folder, **options)
+    return options
 
 
 def reads_images(config: Any) -> bool:

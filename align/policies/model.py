@@ -19,8 +19,8 @@ class Model(Node):
     """The policy that is trained: where it comes from, its precision, its adapter."""
 
     model_name_or_path: str = Field(min_length=1)
-    """Local folder, Hub id, or a model built in code: world:sums, world:styles, world:scenes,
-    world:bytes."""
+    """Local folder, Hub id, a small model that `align models fetch` knows (smollm2-135m-instruct),
+    or one built in code: world:sums, world:styles, world:scenes, world:bytes."""
     model_revision: str = Field(default="main", min_length=1)
     """Branch, tag or commit hash of a Hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
@@ -41,6 +41,9 @@ class Model(Node):
     """Names of the layers that get an adapter; null takes peft's choice for the architecture."""
     lora_target_parameters: tuple[str, ...] | None = None
     """Names of parameters that get an adapter (experts of a mixture)."""
+    lora_layers_to_transform: tuple[int, ...] | None = None
+    """Numbers of the layers that get an adapter, from 0; null takes all. With the last third alone
+    a step is about twice as fast, since no gradient goes further down."""
     lora_modules_to_save: tuple[str, ...] | None = None
     """Layers trained in full beside the adapter."""
     use_rslora: bool = False
@@ -75,6 +78,14 @@ class Model(Node):
             )
         if self.load_in_4bit and self.load_in_8bit:
             yield "load_in_8bit", "load_in_4bit is on as well; keep one of the two"
+        is_word = self.lora_target_modules == ("all-linear",)
+        if is_word and self.lora_layers_to_transform is not None:
+            yield (
+                "lora_layers_to_transform",
+                "peft takes it with names of layers alone; write lora_target_modules as "
+                "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj], or as this "
+                "architecture calls them",
+            )
         for key in ("load_in_4bit", "load_in_8bit"):
             if getattr(self, key) and not self.use_peft:
                 yield key, "quantised weights cannot be trained; add `use_peft: true`"

@@ -109,10 +109,11 @@ class HttpPolicy:
             text = text.split(stop, maxsplit=1)[0]
         if not text.strip():
             return Failed(prompt, sample, "empty", "nothing before the stop text")
-        if reply.finish == "length" and text == reply.text:
+        finished = reply.finish != "length" or text != reply.text
+        if not finished and not sampling.keep_unfinished:
             detail = f"no end within {sampling.max_new_tokens} tokens"
             return Failed(prompt, sample, "unfinished", detail)
-        return completion_of(prompt, text, policy=self.identity, sample=sample)
+        return completion_of(prompt, text, policy=self.identity, sample=sample, finished=finished)
 
     def logps(self, rows: Sequence[TokenRow]) -> Logps:
         """Not offered.

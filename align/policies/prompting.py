@@ -230,7 +230,7 @@ class Prompting:
             sampling: how they were drawn.
             identity: of the policy that drew them.
         """
-        if end is None:
+        if end is None and not sampling.keep_unfinished:
             detail = f"no end within {sampling.max_new_tokens} tokens"
             return Failed(prompt, sample, "unfinished", detail)
         if end == "control":
@@ -241,7 +241,8 @@ class Prompting:
         text = text[: min(places, default=len(text))]
         if not text.strip():
             return Failed(prompt, sample, "empty", f"{len(ids)} tokens, all white space")
-        return completion_of(prompt, text, policy=identity, sample=sample)
+        finished = end is not None
+        return completion_of(prompt, text, policy=identity, sample=sample, finished=finished)
 
 
 def _pair(

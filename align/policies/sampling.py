@@ -20,6 +20,7 @@ from torch import Tensor
 from align.policies.base import Sampling
 from align.policies.loaded import evaluating
 from align.policies.reading import Reading
+from align.progress import Phase, progress
 from align.types import at_least_float32
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Ended rows leave the batch once they are one of so many: leaving copies the cache.
 LEAVING = 8
+# Tokens that a nucleus seldom has more of.
+NUCLEUS = 256
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,43 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
 
 
 def _outside_nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """[R, V] bool: not among the likeliest tokens that together reach `top_p`."""
-    ordered, order = logits.sort(dim=1, descending=True, stable=True)
-    p = ordered.softmax(dim=1)
-    # What the likelier ones reach without it: the likeliest token is never outside.
-    outside = p.cumsum(dim=1) - p >= top_p
-    outside[:, 0] = False
-    return torch.zeros_like(outside).scatter(1, order, outside)
+    """[R, V] bool: not among the likeliest tokens that together reach `top_p`.
+
+    Of equally likely tokens at the border the first of the vocabulary are inside.
+    """
+    # The whole order of a vocabulary takes longer than a small model's pass, and is hardly needed.
+    ordered = logits.topk(min(NUCLEUS, logits.shape[1]), dim=1).values
+    size = _nucleus_size(ordered, logits.logsumexp(dim=1, keepdim=True), top_p)
+    wide = (size == ordered.shape[1]).nonzero()[:, 0]
+    outside = _beyond(logits, ordered, size)
+    if len(wide) > 0:
+        rows = logits[wide]
+        ordered = rows.sort(dim=1, descending=True).values
+        size = _nucleus_size(ordered, rows.logsumexp(dim=1, keepdim=True), top_p)
+        outside[wide] = _beyond(rows, ordered, size)
+    return outside
+
+
+def _nucleus_size(ordered: Tensor, total: Tensor, top_p: float) -> Tensor:
+    """[R] how many of `ordered` [R, K], descending, are inside; K where it may be more."""
+    p = (ordered - total).exp()
+    # What the likelier ones reach without it: the likeliest token is always inside.
+    inside = p.cumsum(dim=1) - p < top_p
+    inside[:, 0] = True
+    return inside.sum(dim=1)
+
+
+def _beyond(logits: Tensor, ordered: Tensor, size: Tensor) -> Tensor:
+    """[R, V] bool: not among the `size` [R] first, where `ordered` [R, K] begins the order."""
+    border = ordered.gather(1, size[:, None] - 1)
+    outside = logits < border
+    at_border = logits == border
+    wanted = size - (ordered > border).sum(dim=1)
+    crowded = (at_border.sum(dim=1) > wanted).nonzero()[:, 0]
+    if len(crowded) > 0:
+        rank = at_border[crowded].cumsum(dim=1)
+        outside[crowded] |= at_border[crowded] & (rank > wanted[crowded, None])
+    return outside
 
 
 def uniforms(seeds: Sequence[int], length: int) -> Tensor:
@@ -174,7 +207,7 @@ def sample_completions(
     # [R, T] float64: 24-bit uniforms would tie with a cumulative sum now and then.
     uniform = torch.rand(len(prompts), max_new_tokens, generator=generator, dtype=torch.float64)
     ends = frozenset(end_ids)
-    with evaluating(model):
+    with evaluating(model), progress("generate", len(prompts)) as advance:
         return [
             sample
             for start in range(0, len(prompts), batch_size)
@@ -184,6 +217,7 @@ def sample_completions(
                 uniform[start : start + batch_size].to(model.device),
                 ends,
                 sampling,
+                advance,
             )
         ]
 
@@ -194,6 +228,7 @@ def _sample_batch(
     uniform: Tensor,
     ends: frozenset[int],
     sampling: Sampling,
+    advance: Phase,
 ) -> list[Sample]:
     rows: list[list[int]] = [[] for _ in prompts]
 
@@ -207,4 +242,6 @@ def _sample_batch(
     for step in steps(Reading(model, *runs_of(prompts)), uniform, choose, goes_on):
         for row, i in zip(step.rows, step.ids, strict=True):
             rows[row].append(i)
+        advance(sum(i in ends for i in step.ids), tokens=len(step.ids))
+    advance(sum(ids[-1] not in ends for ids in rows))
     return [Sample(tuple(ids), finished=ids[-1] in ends) for ids in rows]

@@ -11,7 +11,7 @@ text spells them. Their probability stays in the log-probs, which are the model'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,9 @@ from align.policies.base import Sampling, stream_seed
 from align.policies.loaded import LoadedModel, evaluating
 from align.policies.local_tokens import LocalTokens, check_room, ids_of
 from align.policies.reading import Reading
-from align.policies.sampling import draw, runs_of, steps, uniforms
+from align.policies.sampling import Step, draw, runs_of, steps, uniforms
 from align.policies.writer import Draw, Drawn, Finish, NoAnswer, OptionMass, Stem
+from align.progress import Phase, progress
 from align.types import Logps, at_least_float32
 
 if TYPE_CHECKING:
@@ -109,13 +110,41 @@ class InProcessWriter(LocalTokens):
             check_room(self._loaded.longest - length, request.n, how.max_new_tokens)
             alike = waiting.setdefault((how.temperature, how.top_p, how.top_k), [])
             alike.append((request, into))
-        with evaluating(self.model):
+        samples = sum(request.n for request in requests)
+        with evaluating(self.model), progress("draw", samples, "samples") as advance:
             for alike in waiting.values():
                 for batch in self._batches(alike):
-                    self._continue(batch, seed)
+                    self._continue(batch, seed, advance)
                     for row in batch:
                         row.into.append(row)
         return [[self._drawn(row) for row in rows] for rows in found]
+
+    def stream(self, request: Draw, seed: int, say: Callable[[str], None]) -> Drawn:
+        """The first sample that `draw` gives for a request, its text said as it comes.
+
+        Args:
+            request: what is continued, and how.
+            seed: of the draw.
+            say: is given each further piece of the text; whole characters, and never an end token.
+
+        Raises:
+            ValueError: as for `draw`.
+        """
+        stem, how = request.stem, request.sampling
+        check_room(self._loaded.longest - len(ids_of(stem)), 1, how.max_new_tokens)
+        row = _Row(stem, how, 0, [])
+        said = 0
+        with evaluating(self.model):
+            for _ in self._steps([row], seed):
+                text = self.text(row.ids, _last(stem))
+                # The bytes of one character may come in several tokens.
+                if len(text) > said and not text.endswith("\ufffd"):
+                    say(text[said:])
+                    said = len(text)
+        drawn = self._drawn(row)
+        if len(drawn.text) > said:
+            say(drawn.text[said:])
+        return drawn
 
     def score(
         self, requests: Sequence[tuple[Stem, tuple[int, ...]]]
@@ -134,9 +163,10 @@ class InProcessWriter(LocalTokens):
         # Neighbours in this order share the longest beginnings.
         order = sorted(range(len(rows)), key=lambda k: tuple(rows[k].tokens().tolist()))
         found: dict[int, tuple[float, ...]] = {}
-        with evaluating(self.model):
+        with evaluating(self.model), progress("score", len(rows)) as advance:
             for batch in self._packs(order, rows):
                 logps = self._logps([rows[k] for k in batch])
+                advance(len(batch), tokens=sum(len(rows[k]) for k in batch))
                 for k, token in zip(batch, logps.token.tolist(), strict=True):
                     found[k] = tuple(token[: len(rows[k].completion_ids)])
         return [found[k] for k in range(len(rows))]
@@ -184,7 +214,7 @@ class InProcessWriter(LocalTokens):
         ids = self._prompting.option_ids(options)
         order = sorted(range(len(stems)), key=lambda k: _length(stems[k]))
         found: dict[int, OptionMass] = {}
-        with evaluating(self.model):
+        with evaluating(self.model), progress("ask", len(stems), "questions") as advance:
             for start in range(0, len(order), self.rows):
                 batch = order[start : start + self.rows]
                 prompts = [ids_of(stems[k]) for k in batch]
@@ -193,6 +223,7 @@ class InProcessWriter(LocalTokens):
                 mass = {name: p[:, i].sum(dim=1).clamp(max=1.0).tolist() for name, i in ids.items()}
                 for place, k in enumerate(batch):
                     found[k] = OptionMass({name: mass[name][place] for name in options})
+                advance(len(batch), tokens=sum(map(len, prompts)))
         return [found[k] for k in range(len(stems))]
 
     def _batches(self, alike: Sequence[tuple[Draw, list[_Row]]]) -> Iterator[list[_Row]]:
@@ -210,8 +241,14 @@ class InProcessWriter(LocalTokens):
         if batch:
             yield batch
 
-    def _continue(self, batch: list[_Row], seed: int) -> None:
+    def _continue(self, batch: list[_Row], seed: int, advance: Phase) -> None:
         """Draws every row of `batch` to its end."""
+        for step in self._steps(batch, seed):
+            ended = sum(batch[k].finish is not None for k in step.rows)
+            advance(ended, tokens=len(step.rows))
+
+    def _steps(self, batch: list[_Row], seed: int) -> Iterator[Step]:
+        """Draws one token more for every row of `batch`, until all have ended."""
         seeds = [stream_seed(seed, row.stem.key, row.sample) for row in batch]
         most = max(row.sampling.max_new_tokens for row in batch)
         uniform = uniforms(seeds, most).to(self.model.device)
@@ -224,6 +261,7 @@ class InProcessWriter(LocalTokens):
         for step in steps(reading, uniform, choose, lambda k: batch[k].finish is None):
             for k, i, logp in zip(step.rows, step.ids, step.logps(), strict=True):
                 self._append(batch[k], i, logp)
+            yield step
 
     def _spelled(self, logits: Tensor) -> Tensor:
         """[V] bool: tokens that may be drawn."""

@@ -7,7 +7,6 @@ A card is a README.md with a metadata block, as the Hub reads it
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,16 @@ import yaml
 from pydantic import ValidationError
 
 from align.errors import AlignError, DataError
+from align.publishing.origins import (
+    base_licence,
+    base_loading,
+    hub_base,
+    is_hub_id,
+    named,
+    pairs_told,
+    shown_name,
+)
+from align.publishing.training_card import training
 from align.report.measures import (
     Estimate,
     Measure,
@@ -24,32 +33,6 @@ from align.report.measures import (
     metrics_from,
     read_json,
 )
-
-_HUB_CACHE = re.compile(r"(?:^|[/\\])(models|datasets)--([^/\\]+?)--([^/\\]+)(?:[/\\]|$)")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_MACHINE_PATH = re.compile(r"(/|~|\.{1,2}[/\\]|[A-Za-z]:[\\/]|\\\\|file:).+", re.DOTALL)
-
-
-def is_machine_path(name: str) -> bool:
-    """Whether `name` is written as a path that only one machine has (absolute, ~, ./ or ../)."""
-    return _MACHINE_PATH.fullmatch(name) is not None
-
-
-def is_local_name(name: str) -> bool:
-    """Whether a model's or data set's name is of this machine rather than of the Hub."""
-    if is_machine_path(name) or Path(name).exists():
-        return True
-    return _HUB_ID.fullmatch(name) is None and "/" in name
-
-
-def shown_name(name: str) -> str:
-    """`name` for strangers: a local path by its last part, a Hub cache folder by its Hub id."""
-    cached = _HUB_CACHE.search(name)
-    if cached:
-        return f"{cached.group(2)}/{cached.group(3)}"
-    if not is_local_name(name):
-        return name
-    return re.split(r"[/\\]", name.rstrip("/\\"))[-1]
 
 
 def write_model_card(run_dir: Path, *, licence: str | None = None) -> Path:
@@ -73,13 +56,23 @@ def write_model_card(run_dir: Path, *, licence: str | None = None) -> Path:
             "say what was trained. Run the command that made this run again."
         )
     metrics = read_json(run_dir / "metrics.json")
-    is_adapter = (run_dir / "model" / "adapter_config.json").is_file()
+    adapter = adapter_of(run_dir / "model")
     data = metrics.get("data") if isinstance(metrics, Mapping) else None
     path = run_dir / "model" / "README.md"
     path.parent.mkdir(parents=True, exist_ok=True)
-    card = model_card(recipe, metrics, data or {}, is_adapter=is_adapter, licence=licence)
+    card = model_card(recipe, metrics, data or {}, adapter=adapter, licence=licence)
     path.write_text(card, encoding="utf-8")
     return path
+
+
+def adapter_of(folder: Path) -> dict[str, Any] | None:
+    """What the `adapter_config.json` of a model's folder says; None where it holds whole weights.
+
+    Raises:
+        DataError: it is no JSON.
+    """
+    path = folder / "adapter_config.json"
+    return read_json(path) if path.is_file() else None
 
 
 def model_card(
@@ -87,7 +80,7 @@ def model_card(
     metrics: Mapping[str, Any],
     data: Mapping[str, Any],
     *,
-    is_adapter: bool = False,
+    adapter: Mapping[str, Any] | None = None,
     licence: str | None = None,
 ) -> str:
     """The text of a model card.
@@ -96,15 +89,21 @@ def model_card(
         recipe: the resolved recipe.
         metrics: what `metrics.json` holds.
         data: the row counts `{"read", "kept", "dropped": {reason: rows}}`; may be empty.
-        is_adapter: the folder holds a LoRA adapter and not whole weights.
+        adapter: of a folder that holds a LoRA adapter, what its `adapter_config.json` says.
         licence: the Hub's short name of the licence; unknown where it is not given.
 
     Raises:
         DataError: the metrics are broken.
     """
+    is_adapter = adapter is not None
     run = metrics_from(metrics, name="this model", where="the run's metrics")
     base = str(recipe.get("model", {}).get("model_name_or_path", "unknown"))
-    pairs = str(recipe.get("data", {}).get("pairs", "unknown"))
+    revision = recipe.get("model", {}).get("model_revision")
+    source = str(
+        (recipe.get("prompts") or recipe.get("data", {})).get(
+            "source" if recipe.get("prompts") else "pairs", "unknown"
+        )
+    )
     objective = dict(recipe.get("objective", {}))
     method = str(objective.get("name", "unknown"))
     title = f"{shown_name(base).split('/')[-1].replace(':', '-')}-{method}"
@@ -120,26 +119,29 @@ def model_card(
         ],
     }
     # The Hub refuses a card whose base_model or datasets are not ids of its own.
-    if _is_hub_id(base):
-        metadata["base_model"] = base.split("@")[0]
-    if _is_hub_id(pairs):
-        metadata["datasets"] = [pairs.split("@")[0]]
+    if (known := hub_base(base)) is not None:
+        metadata["base_model"] = known
+    if is_hub_id(source):
+        metadata["datasets"] = [source.split("@")[0]]
+    theirs = base_licence(base, revision)
     sections = [
-        _front_matter(metadata),
+        front_matter(metadata),
         f"# {title}",
-        f"{_capital(_named(base))} after preference training with `{method}`, made with "
+        f"{capital(named(base))} after preference training with `{method}`, made with "
         f"align-toolkit{f' (seed {run.seed})' if run.seed is not None else ''}. "
         f"{'This repository holds a LoRA adapter; load it on top of its base. ' * is_adapter}"
         "`recipe.yaml` beside this card is the whole recipe, `metrics.json` every number below.",
         "## Objective",
         _objective(objective),
+        "## Training",
+        training(recipe, metrics, adapter),
         "## Data",
-        f"Preference pairs from {_named(pairs)}{_split(recipe)}.",
-        _counts(data),
+        pairs_told(recipe, metrics),
+        counts(data),
         "## Before and after",
-        _results(run),
+        results(run),
         "## How to load",
-        _how_to_load(base, is_adapter=is_adapter),
+        _how_to_load(base, revision, is_adapter=is_adapter),
         "## Versions",
         "\n".join(f"- {name} {version}" for name, version in sorted(run.versions.items()))
         or "Not recorded.",
@@ -148,6 +150,7 @@ def model_card(
         "guarantee of safe or true answers. The numbers above are of one training run, on "
         "its held-out rows, and say nothing about other tasks. "
         + ("" if licence else "No licence was stated when the model was saved: ask its owner. ")
+        + (f"The base model's own card states the licence `{theirs}`. " if theirs else "")
         + "The licences of the base model and of the data apply as well.",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -180,19 +183,19 @@ def dataset_card(
     if size is not None:
         files = [{"split": "train", "path": "data/train-*.parquet"}]
         metadata["configs"] = [{"config_name": "default", "data_files": files}]
-    hub_sources = [source.split("@")[0] for source in sources if _is_hub_id(source)]
+    hub_sources = [source.split("@")[0] for source in sources if is_hub_id(source)]
     if hub_sources:
         metadata["source_datasets"] = hub_sources
     sections = [
-        _front_matter(metadata),
+        front_matter(metadata),
         f"# {shown_name(name)}",
         "Preference pairs (`prompt`, `chosen`, `rejected`), made with align-toolkit.",
         "## Sources",
-        "\n".join(f"- {_named(source)}" for source in sources) or "Not recorded.",
+        "\n".join(f"- {named(source)}" for source in sources) or "Not recorded.",
         "## How it was made",
         how_made,
         "## Rows",
-        _counts(data),
+        counts(data),
         "## Limits",
         "The texts were written by a language model and compared by one, or by a rule: they may be "
         "wrong, and hold what the model was trained on. The licences of the model and of the "
@@ -201,22 +204,13 @@ def dataset_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _is_hub_id(name: str) -> bool:
-    return _HUB_ID.fullmatch(name) is not None and not is_local_name(name)
-
-
-def _named(name: str) -> str:
-    shown = shown_name(name)
-    if shown.startswith("world:"):
-        return f"the built-in `{shown}`"
-    return f"the local `{shown}`" if is_local_name(name) and "/" not in shown else f"`{shown}`"
-
-
-def _capital(sentence: str) -> str:
+def capital(sentence: str) -> str:
+    """The sentence with its first letter large."""
     return sentence[:1].upper() + sentence[1:]
 
 
-def _front_matter(metadata: Mapping[str, Any]) -> str:
+def front_matter(metadata: Mapping[str, Any]) -> str:
+    """The metadata block in front of a card."""
     body = yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True)
     return f"---\n{body}---"
 
@@ -242,22 +236,21 @@ def _formula_text(objective: Mapping[str, Any]) -> str:
     return "\n\n".join(text for text in texts if text)
 
 
-def _split(recipe: Mapping[str, Any]) -> str:
-    node = recipe.get("data", {})
-    revision = f", revision `{node['revision']}`" if node.get("revision") else ""
-    return (f", split `{node['split']}`" if node.get("split") else "") + revision
-
-
-def _counts(data: Mapping[str, Any]) -> str:
+def counts(data: Mapping[str, Any]) -> str:
+    """The table of rows read, dropped and kept."""
     if "read" not in data:
         return "Row counts were not recorded."
     dropped = dict(data.get("dropped") or {})
     lines = ["| rows | number |", "| --- | ---: |", f"| read | {data['read']:,} |"]
     lines += [f"| dropped: {reason} | {count:,} |" for reason, count in sorted(dropped.items())]
-    return "\n".join([*lines, f"| kept | {data.get('kept', 0):,} |"])
+    lines.append(f"| kept | {data.get('kept', 0):,} |")
+    shares = {"train": "trained on", "held_out": "held out"}
+    lines += [f"| of these {said} | {data[key]:,} |" for key, said in shares.items() if key in data]
+    return "\n".join(lines)
 
 
-def _results(run: RunMetrics) -> str:
+def results(run: RunMetrics) -> str:
+    """The table of measures before and after, with 95 % intervals."""
     lines = ["| measure | before | after | n |", "| --- | ---: | ---: | ---: |"]
     for measure in measures_of({*run.before, *run.after}):
         before, after = run.before.get(measure.key), run.after.get(measure.key)
@@ -275,32 +268,33 @@ def _results(run: RunMetrics) -> str:
 def _cell(measure: Measure, estimate: Estimate | None) -> str:
     if estimate is None:
         return "not measured"
-    if estimate.low is None or estimate.high is None:
+    if estimate.interval is None:
         return f"{measure.shown(estimate.value)} (no interval)"
-    low, high = measure.shown(estimate.low), measure.shown(estimate.high)
+    low, high = (measure.shown(end) for end in estimate.interval)
     return f"{measure.shown(estimate.value)} [{low}, {high}]"
 
 
-def _how_to_load(base: str, *, is_adapter: bool) -> str:
+def _how_to_load(base: str, revision: str | None, *, is_adapter: bool) -> str:
     if not is_adapter:
-        return _code(
+        return code_block(
             "from transformers import AutoModelForCausalLM, AutoTokenizer",
             "",
             'model = AutoModelForCausalLM.from_pretrained("namespace/name")',
             'tokenizer = AutoTokenizer.from_pretrained("namespace/name")',
         )
-    code = _code(
+    imports, argument, said = base_loading(base, revision)
+    code = code_block(
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        *(["", *imports] if imports else []),
         "",
-        f'base = AutoModelForCausalLM.from_pretrained("{shown_name(base)}")',
+        f"base = AutoModelForCausalLM.from_pretrained({argument})",
         'model = PeftModel.from_pretrained(base, "namespace/name")',
         'tokenizer = AutoTokenizer.from_pretrained("namespace/name")',
     )
-    if _is_hub_id(base):
-        return code
-    return f"{code}\n\nThe base is not on the Hub: put your own copy's folder in its place."
+    return f"{code}\n\n{said}" if said else code
 
 
-def _code(*lines: str) -> str:
+def code_block(*lines: str) -> str:
+    """Lines of Python as a card shows them."""
     return "\n".join(["```python", *lines, "```"])

@@ -9,7 +9,7 @@ import yaml
 
 from align.diffusion.objectives import AnyDiffusionObjective
 from align.diffusion.settings import DiffusionData, DiffusionModel, DiffusionTrain
-from align.publishing.cards import is_local_name, shown_name
+from align.publishing.origins import is_local_name, shown_name
 
 _LABELS = {
     "denoising/chosen_error": "denoising error, held-out chosen images",

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 
 from align.errors import RecipeError
-from align.publishing.cards import is_local_name, is_machine_path, shown_name
 from align.publishing.leaks import SHAPES, home_as_tilde, known_secrets, secrets_in
+from align.publishing.origins import is_local_name, is_machine_path, shown_name
 
 MODEL_FILES = (
     "*.safetensors",
@@ -28,6 +28,7 @@ MODEL_FILES = (
     "config.json",
     "generation_config.json",
     "adapter_config.json",
+    "classifier.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -12,6 +12,13 @@ from align.policies.model import Model
 from align.recipe.data_recipe import DataRecipe, Workers
 from align.recipe.eval_recipe import EvalRecipe
 from align.recipe.explaining import explain
+from align.recipe.kinds import (
+    KINDS,
+    KindRecipe,
+    PreferenceModelRecipe,
+    RewardRecipe,
+    SFTRecipe,
+)
 from align.recipe.loading import (
     USUAL_LEARNING_RATE,
     USUAL_LEARNING_RATE_LORA,
@@ -19,6 +26,7 @@ from align.recipe.loading import (
     kind_of,
     load_data_recipe,
     load_eval_recipe,
+    load_kind_recipe,
     load_recipe,
     notices,
 )
@@ -37,6 +45,7 @@ from align.recipe.train import Optimizer, Scheduler, Train
 from align.recipe.writing import default_run, recipe_key, resolved_yaml
 
 __all__ = [
+    "KINDS",
     "REFUSED",
     "SECTIONS",
     "USUAL_LEARNING_RATE",
@@ -46,11 +55,15 @@ __all__ = [
     "EvalRecipe",
     "Evaluate",
     "Hub",
+    "KindRecipe",
     "Model",
     "Optimizer",
+    "PreferenceModelRecipe",
     "Prompts",
     "Recipe",
+    "RewardRecipe",
     "Roles",
+    "SFTRecipe",
     "Sample",
     "Scheduler",
     "Train",
@@ -61,6 +74,7 @@ __all__ = [
     "kind_of",
     "load_data_recipe",
     "load_eval_recipe",
+    "load_kind_recipe",
     "load_recipe",
     "notices",
     "recipe_key",

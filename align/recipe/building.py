@@ -16,6 +16,7 @@ from align.nearest import did_you_mean
 from align.node import Conflict, KeyPath, Node
 from align.recipe.data_recipe import DATA_SECTIONS, DataRecipe
 from align.recipe.eval_recipe import EVAL_PLAIN, EVAL_SECTIONS, EvalRecipe
+from align.recipe.kinds import KindRecipe
 from align.recipe.reading import UNREADABLE, Draft
 from align.recipe.schemas import (
     LISTS,
@@ -72,6 +73,17 @@ def build_eval(draft: Draft) -> EvalRecipe | None:
     return _whole(draft, EvalRecipe, {**parts, **plain})
 
 
+def build_kind(draft: Draft, root: type[KindRecipe]) -> KindRecipe | None:
+    """The recipe of one of the kinds, where all of it is right; else the draft says what is not."""
+    draft.root = root
+    for key, why in root.refused.items():
+        if draft.values.pop(key, None) is not None:
+            draft.add((key,), f"has no place in `kind: {draft.values['kind']}`: {why}")
+    sections = [name for name in root.model_fields if name != "kind"]
+    parts = _built_sections(draft, sections, ("model", "data"), (), [*root.model_fields])
+    return None if parts is None else _whole(draft, root, parts)
+
+
 R = TypeVar("R", bound=BaseModel)
 
 
@@ -98,7 +110,7 @@ def _built_sections(
     """The sections, or None where one is wrong."""
     for key in draft.values:
         if key not in keys:
-            draft.add((key,), unknown_key((key,), None))
+            draft.add((key,), unknown_key((key,), None, draft.root))
     parts: dict[str, Any] = {}
     complete = True
     for section in sections:
@@ -115,7 +127,7 @@ def _built_sections(
         elif section == "evaluate":
             parts[section] = _built_evaluate(draft, cast("dict[str, Any]", node or {}))
         else:
-            model = model_at((section,), None)
+            model = model_at((section,), None, draft.root)
             assert model is not None
             parts[section] = _built(draft, (section,), model, cast("dict[str, Any]", node or {}))
         complete = complete and parts.get(section) is not None
@@ -167,7 +179,7 @@ def _built_item(draft: Draft, path: KeyPath, kind: Kind, node: Any) -> BaseModel
 
 def _built_evaluate(draft: Draft, node: dict[str, Any]) -> BaseModel | None:
     """The section; what is wrong with a node of its suite is told by that node's class."""
-    model = model_at(SUITE[:1], None)
+    model = model_at(SUITE[:1], None, draft.root)
     assert model is not None
     suite: Any = node.get(SUITE[1])
     items = enumerate(cast("list[Any]", suite) if isinstance(suite, list) else ())
@@ -247,6 +259,9 @@ def _built(
                     draft.add((*path, *key.split(".")), text)
                 continue
             key = (*path, *_written_part(fault["loc"], node, fault["type"] == "missing"))
+            # Entries that are wrong are also missing in their list.
+            if fault["type"] == "too_short" and any(one[: len(key)] == key for one in told):
+                continue
             # A union reports a fault per member, all at one key or below it.
             if not any(key[:end] in told for end in range(len(path) + 1, len(key) + 1)):
                 told.add(key)
@@ -275,12 +290,12 @@ def _tell(
     if kind == "default_factory_not_called" or value == UNREADABLE:
         return
     if kind == "extra_forbidden":
-        draft.add(path, unknown_key(path, found))
+        draft.add(path, unknown_key(path, found, draft.root))
         return
     if kind in ("unnamed", "unknown_name"):
         draft.add(path, str(fault["msg"]))
         return
-    schema = schema_at(path, found)
+    schema = schema_at(path, found, draft.root)
     expected = expected_in_words(schema) if schema is not None else "another value"
     if kind == "missing":
         draft.add(path, f"is missing; write {expected}")

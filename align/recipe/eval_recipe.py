@@ -34,6 +34,12 @@ class EvalRecipe(Node):
             yield "engine", "the model is behind a server; take one of the two out"
         if not self.evaluate.suite:
             yield "evaluate.suite", "is empty; name what is measured, such as sums"
+        if self.evaluate.needs_pairs:
+            yield (
+                "evaluate.suite",
+                "preference needs held-out pairs, which a recipe of evaluations alone has not; "
+                "take it out, or measure it by `align train`",
+            )
 
 
 EVAL_PLAIN = ("name", "engine", "batch_rows")

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from align.errors import RecipeError
+from align.nearest import did_you_mean
 from align.policies.model import Model
-from align.recipe.building import build, build_data, build_eval
+from align.recipe.building import build, build_data, build_eval, build_kind
 from align.recipe.data_recipe import DataRecipe
 from align.recipe.eval_recipe import EvalRecipe
+from align.recipe.kinds import KINDS, KindName, KindRecipe
 from align.recipe.own_code import own_words
 from align.recipe.reading import Draft, apply_override, position_of, read_draft
 from align.recipe.sections import Recipe
+from align.recipe.train import Train
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +47,39 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{draft.file}:1: this recipe trains nothing; run `{command} {path}`")
     if _kind(draft) == "diffusion":
         raise RecipeError(f"{draft.file}:1: a diffusion model is trained by `align train {path}`")
+    if _kind(draft) in KINDS:
+        raise RecipeError(
+            f"{draft.where(('kind',))}: a recipe with `kind: {_kind(draft)}` is trained by `align "
+            f"train {path}`"
+        )
     recipe = build(draft)
     _refuse(draft)
     assert recipe is not None
     for notice in [*draft.notices, *notices(recipe)]:
+        logger.warning("%s: %s", draft.file, notice)
+    return recipe
+
+
+def load_kind_recipe(path: str | Path, overrides: Sequence[str] = ()) -> KindRecipe:
+    """Read and check a recipe of a reward model, a preference model, or supervised fine-tuning.
+
+    Args:
+        path: YAML file.
+        overrides: `key.path=value` with the value in YAML; a later one wins.
+
+    Raises:
+        RecipeError: everything wrong with the file and the overrides, one line each.
+    """
+    draft = _draft(path, overrides)
+    root = KINDS.get(_kind(draft))
+    if root is None:
+        raise RecipeError(
+            f"{draft.file}:1: `kind` is missing; write one of {', '.join(KINDS)} in front"
+        )
+    recipe = build_kind(draft, root)
+    _refuse(draft)
+    assert recipe is not None
+    for notice in [*draft.notices, *_notices_of_training(recipe.model, recipe.train)]:
         logger.warning("%s: %s", draft.file, notice)
     return recipe
 
@@ -74,11 +106,11 @@ def load_data_recipe(path: str | Path, overrides: Sequence[str] = ()) -> DataRec
     return recipe
 
 
-Kind = Literal["train", "data", "eval", "diffusion"]
+Kind = Literal["train", "data", "eval", "diffusion"] | KindName
 
 
 def kind_of(path: str | Path, overrides: Sequence[str] = ()) -> Kind:
-    """Whether a recipe trains (a language model, or a diffusion model), makes data, or measures.
+    """Whether a recipe trains (by an objective, or what `kind` says), makes data, or measures.
 
     Raises:
         RecipeError: it cannot be read as one YAML mapping.
@@ -115,6 +147,15 @@ def load_eval_recipe(path: str | Path, overrides: Sequence[str] = ()) -> EvalRec
 
 
 def _kind(draft: Draft) -> Kind:
+    named: Any = draft.values.get("kind")
+    if named is not None:
+        if named not in KINDS:
+            near = did_you_mean(str(named), [*KINDS])
+            raise RecipeError(
+                f"{draft.where(('kind',))}: kind: found {named!r}{near}; there are "
+                f"{', '.join(KINDS)}, and a recipe without `kind` trains by its objective"
+            )
+        return named
     objective: Any = draft.values.get("objective")
     if isinstance(objective, dict) and cast("Any", objective).get("name") in DIFFUSION_OBJECTIVES:
         return "diffusion"
@@ -155,6 +196,11 @@ def notices(recipe: Recipe) -> list[str]:
             f"{'an adapter' if model.use_peft else 'all weights'} usually bears ({usual:g}); "
             "watch the log-probs of chosen"
         )
+    return [*said, *_notices_of_training(model, train)]
+
+
+def _notices_of_training(model: Model, train: Train) -> list[str]:
+    said: list[str] = []
     if not model.use_peft:
         for key in Model.model_fields:
             if key.startswith("lora_") and getattr(model, key) != Model.model_fields[key].default:

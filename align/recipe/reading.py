@@ -14,7 +14,7 @@ import yaml
 
 from align import registry
 from align.errors import RecipeError
-from align.node import KeyPath
+from align.node import KeyPath, Node
 from align.recipe.yaml_rules import TAG, compose
 
 
@@ -46,6 +46,8 @@ class Draft:
     file: str
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     origins: dict[KeyPath, str] = field(default_factory=dict[KeyPath, str])
+    root: type[Node] | None = None
+    """The recipe's class, where its sections have keys of their own."""
     problems: list[Problem] = field(default_factory=list[Problem])
     notices: list[str] = field(default_factory=list[str])
 

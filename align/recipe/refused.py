@@ -106,7 +106,8 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     },
     "hub": {"token": "secrets do not stand in recipes; log in once with `hf auth login`"},
     "": {
-        "reward": "objectives read scores from the data's columns; take it out",
+        "reward": "objectives read scores from the data's columns; take it out, or write `kind: "
+        "reward` to train a reward model",
         "evaluations": "there is one list; write `evaluate: {suite: [{run: alpaca_eval, ...}]}`",
     },
 }

@@ -14,13 +14,15 @@ from align.built_in import Kind
 from align.node import KeyPath, Node
 from align.recipe.data_recipe import DataRecipe
 from align.recipe.eval_recipe import EvalRecipe
+from align.recipe.kinds import KINDS
 from align.recipe.sections import Recipe
+from align.unions import Named
 
 # Keys of a recipe that hold a list of nodes, and of what kind these are.
 LISTS: dict[str, Kind] = {"each_round": "stage", "build": "stage"}
 SUITE: KeyPath = ("evaluate", "suite")
 """The list in which words stand too."""
-ROOTS: tuple[type[Node], ...] = (Recipe, DataRecipe, EvalRecipe)
+ROOTS: tuple[type[Node], ...] = (Recipe, DataRecipe, EvalRecipe, *KINDS.values())
 
 
 @functools.cache
@@ -35,18 +37,22 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     return model.model_json_schema()
 
 
-def model_at(path: KeyPath, found: type[BaseModel] | None) -> type[BaseModel] | None:
+def model_at(
+    path: KeyPath, found: type[BaseModel] | None, root: type[Node] | None = None
+) -> type[BaseModel] | None:
     """The model whose fields are the keys at a path; None where a path holds a value.
 
     Args:
         path: dotted path, split.
         found: the class of the node that stands there, of an objective or an item of a list.
+        root: the recipe's class; None takes the first that has such a section.
     """
     if not path:
-        return Recipe
+        return root or Recipe
     if path[0] == "objective":
         return found if len(path) == 1 else None
-    model: Any = next((root for root in ROOTS if path[0] in root.model_fields), Recipe)
+    roots = ROOTS if root is None else (root, *ROOTS)
+    model: Any = next((one for one in roots if path[0] in one.model_fields), Recipe)
     if path[0] in LISTS:
         if len(path) < 2 or found is None:
             return None
@@ -54,24 +60,37 @@ def model_at(path: KeyPath, found: type[BaseModel] | None) -> type[BaseModel] | 
     elif path[:2] == SUITE and len(path) > 2 and found is not None:
         model, path = found, path[3:]
     for part in path:
+        if part.isdigit():
+            # A place in a list; what stands there was found with the list.
+            continue
         if part not in model.model_fields:
             return None
-        annotation = model.model_fields[part].annotation
-        members = [m for m in (annotation, *get_args(annotation)) if _is_model(m)]
-        if not members:
+        model = model_within(model.model_fields[part].annotation)
+        if model is None:
             return None
-        model = members[0]
     return model
 
 
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def model_within(annotation: Any) -> type[BaseModel] | None:
+    """The model whose keys stand below a key, or in each entry of its list; None for values.
+
+    Nodes that a name of their own chooses (`Named`) are nobody's before the name is known.
+    """
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    parts = get_args(annotation)
+    if any(isinstance(part, Named) for part in parts):
+        return None
+    inside = (model_within(part) for part in parts)
+    return next((found for found in inside if found is not None), None)
 
 
-def schema_at(path: KeyPath, found: type[BaseModel] | None) -> dict[str, Any] | None:
+def schema_at(
+    path: KeyPath, found: type[BaseModel] | None, root: type[Node] | None = None
+) -> dict[str, Any] | None:
     """The JSON schema of a key, or of an item of a list at a key."""
     for end in range(len(path) - 1, 0, -1):
-        model = model_at(path[:end], found)
+        model = model_at(path[:end], found, root)
         if model is not None:
             schema = schema_of(model)["properties"].get(path[end])
             if schema is None or end + 1 == len(path):
@@ -121,10 +140,11 @@ def expected_in_words(schema: Mapping[str, Any]) -> str:
 
 def description_of(model: type[BaseModel], name: str) -> str:
     """A field's description, from the field or from an ancestor's docstring (`Attributes:`)."""
-    described = model.model_fields[name].description
-    if described:
-        return " ".join(described.split())
     for ancestor in model.__mro__:
+        # A class that only fixes what its tag may be describes it no more than its parent did.
+        fields: Mapping[str, Any] = getattr(ancestor, "model_fields", {})
+        if name in fields and fields[name].description:
+            return " ".join(fields[name].description.split())
         entry = re.search(
             rf"^\s+{name}: (.+?)(?=^\s+\w+: |^\s*$|\Z)", ancestor.__doc__ or "", re.M | re.S
         )

@@ -103,6 +103,9 @@ class Prompts(Node):
     """Split of a Hub data set."""
     revision: str | None = Field(default=None, min_length=1)
     """Branch, tag or commit hash of a Hub data set."""
+    columns: Mapping[str, str] = Field(default={})
+    """Columns of a foreign file under our names, as {prompt: turns.0} or {question: text}: a
+    `question` is asked as a user's turn, a `prompt` as it stands. Dots lead into lists and maps."""
     per_round: int | None = Field(default=None, ge=1)
     """Prompts of one round; null takes all of them every round, and 256 of a world."""
     seed: int = Field(default=0, ge=0)
@@ -125,6 +128,9 @@ class Data(Node, RowPolicy):
     format: str = Field(default="auto", min_length=1)
     """How the rows are written: auto (recognises it), trl, hh, sharegpt, or a function of one's own
     as file.py:function, which makes a row of TRL's columns out of a row."""
+    columns: Mapping[str, str] = Field(default={})
+    """Columns of a foreign file under our names, as {chosen: response_a, rejected: response_b,
+    chosen_score: scores.0}. Dots lead into lists and maps."""
     eval_pairs: str | None = Field(default=None, min_length=1)
     """File, folder or Hub id with the rows to evaluate on; replaces held_out."""
     held_out: int | float = Field(default_factory=_held_out_without_own_rows, ge=0)

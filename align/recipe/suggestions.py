@@ -6,16 +6,19 @@ from typing import cast
 
 from pydantic import BaseModel
 
-from align.nearest import did_you_mean, nearest
+from align.nearest import did_you_mean, mistyped, nearest
 from align.node import KeyPath, Node
 from align.recipe.data_recipe import DATA_SECTIONS
 from align.recipe.eval_recipe import EVAL_SECTIONS
+from align.recipe.kinds import KINDS
 from align.recipe.refused import OTHER_NAMES, REFUSED
 from align.recipe.schemas import LISTS, model_at, objectives
 from align.recipe.sections import SECTIONS
 
 
-def unknown_key(path: KeyPath, found: type[BaseModel] | None) -> str:
+def unknown_key(
+    path: KeyPath, found: type[BaseModel] | None, root: type[Node] | None = None
+) -> str:
     """What to say about a key that no section knows."""
     section, key = ".".join(path[:-1]), path[-1]
     if key == "<<":
@@ -23,10 +26,12 @@ def unknown_key(path: KeyPath, found: type[BaseModel] | None) -> str:
     refused = REFUSED.get(section, {}).get(key)
     if refused is not None:
         return f"not a key of {'this section' if section else 'a recipe'}: {refused}"
-    return f"no such key{nearest_key(path, found)}"
+    return f"no such key{nearest_key(path, found, root)}"
 
 
-def nearest_key(path: KeyPath, found: type[BaseModel] | None) -> str:
+def nearest_key(
+    path: KeyPath, found: type[BaseModel] | None, root: type[Node] | None = None
+) -> str:
     """The nearest right key: in the same section, elsewhere, or by another project's name."""
     section, key = path[:-1], path[-1]
     prefix = "".join(f"{part}." for part in section)
@@ -41,7 +46,7 @@ def nearest_key(path: KeyPath, found: type[BaseModel] | None) -> str:
             has = ", ".join([name for name in known if name != "name"])
             return f" for {name} (it has {has}); {', '.join(others)} would read it"
     else:
-        model = model_at(section, found)
+        model = model_at(section, found, root)
         if model is not None and issubclass(model, Node):
             readers = [word for word, one in model.classes().items() if key in one.model_fields]
             if readers:
@@ -50,6 +55,9 @@ def nearest_key(path: KeyPath, found: type[BaseModel] | None) -> str:
         is_entry = found is not None and section[0] in (*LISTS, "evaluate")
         if is_entry and (near := did_you_mean(key, known, prefix)):
             return near
+        # Where it stands first: a slip of the pen is likelier than a key of another section.
+        if (slip := mistyped(key, known)) is not None:
+            return f"; did you mean `{prefix}{slip}`?"
     everywhere = [
         f"{name}.{leaf}"
         for name in SECTIONS
@@ -62,6 +70,13 @@ def nearest_key(path: KeyPath, found: type[BaseModel] | None) -> str:
     near = did_you_mean(key, known, prefix)
     if near:
         return near
+    kinds = [
+        word
+        for word, one in KINDS.items()
+        if key in getattr(model_at(section, None, one), "model_fields", {})
+    ]
+    if kinds:
+        return f" here; only `kind: {', '.join(kinds)}` would read it"
     if key in OTHER_NAMES:
         return f"; did you mean `{OTHER_NAMES[key]}`?"
     leaves = {full.rpartition(".")[2]: full for full in reversed(everywhere)}

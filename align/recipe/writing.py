@@ -14,6 +14,7 @@ import yaml
 
 from align.node import Node
 from align.recipe.data_recipe import DataRecipe
+from align.recipe.kinds import KindRecipe
 from align.recipe.own_code import code_digests
 from align.recipe.schemas import ordered_fields
 from align.recipe.sections import Data, Recipe
@@ -48,6 +49,9 @@ def plain_values(recipe: Node) -> dict[str, Any]:
     nodes = recipe.model_dump(mode="json")
     if isinstance(recipe, Recipe | DataRecipe):
         nodes["data"] = {key: nodes["data"][key] for key in ordered_fields(Data)}
+    if isinstance(recipe, KindRecipe):
+        unread = recipe.train.unread
+        nodes["train"] = {k: node for k, node in nodes["train"].items() if k not in unread}
     if not isinstance(recipe, Recipe):
         return {key: node for key, node in nodes.items() if node is not None}
     nodes["roles"] = dict(recipe.roles.given)

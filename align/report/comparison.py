@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import DataError, RecipeError
-from align.report.measures import MEASURES, Estimate, Measure, RunMetrics, read_metrics
+from align.report.measures import (
+    FEW,
+    MEASURES,
+    Estimate,
+    Measure,
+    RunMetrics,
+    measures_of,
+    read_metrics,
+)
 from align.report.pictures import INK, SERIES, SOFT, dress, headline, new_figure, save
 from align.report.table import NOT_MEASURED, column_names, mark
 
@@ -38,7 +46,7 @@ def plot_comparison(
         path: the PNG to write.
         labels: what to call the runs; their folder names by default.
         measures: keys of `metrics.json`, one panel each; by default those of `SHOWN` that one of
-            the runs measured.
+            the runs measured, else the first four of what they measured.
         title: the headline.
 
     Raises:
@@ -50,21 +58,22 @@ def plot_comparison(
         raise RecipeError(
             f"One picture compares 1 to {len(SERIES)} runs, not {len(runs)}: give fewer folders."
         )
-    by_key = {measure.key: measure for measure in MEASURES}
+    found = [read_metrics(run) for run in runs]
+    measured = {key for run in found for key in (*run.before, *run.after)}
+    by_key = {measure.key: measure for measure in (*MEASURES, *measures_of(measured))}
     unknown = [key for key in measures or () if key not in by_key]
     if unknown or (measures is not None and not measures):
         raise RecipeError(
             f"There is no measure {', '.join(unknown) or '(none given)'}; choose from "
             f"{', '.join(by_key)}."
         )
-    found = [read_metrics(run) for run in runs]
-    measured = {key for run in found for key in (*run.before, *run.after)}
     if measures is None:
-        measures = [key for key in SHOWN if key in measured]
+        first = [measure.key for measure in measures_of(measured)[: len(SHOWN)]]
+        measures = [key for key in SHOWN if key in measured] or first
         if not measures:
             raise DataError(
-                f"None of the runs measured any of {', '.join(SHOWN)}, so there is nothing to "
-                "draw: train again with evaluate.suite."
+                "None of the runs measured anything, so there is nothing to draw: name what is to "
+                "be measured in evaluate.suite and run again."
             )
     names = list(labels) if labels is not None else column_names(found)
     if len(names) != len(runs):
@@ -88,6 +97,9 @@ def _legend(runs: Sequence[RunMetrics]) -> str:
     parts = [
         "Grey: before training; coloured: after. Bars: 95 % intervals; ▲ ▼: they do not overlap."
     ]
+    counts = [e.n for run in runs for e in (*run.before.values(), *run.after.values())]
+    if any(n is not None and n < FEW for n in counts):
+        parts.append(f"Below n = {FEW} points only.")
     if seeds:
         parts.append(f"Seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}.")
     return " ".join(parts)
@@ -154,8 +166,8 @@ def _point(
     filled: bool,
 ) -> None:
     value = estimate.value * measure.scale
-    if estimate.low is not None and estimate.high is not None:
-        low, high = estimate.low * measure.scale, estimate.high * measure.scale
+    if estimate.interval is not None:
+        low, high = (end * measure.scale for end in estimate.interval)
         axes.errorbar(
             at,
             value,

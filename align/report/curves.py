@@ -25,19 +25,35 @@ from align.report.pictures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Steps up to which each has its point, since a line of one or two is nothing to see.
+FEW_STEPS = 20
+# So few steps are named on the axis, which would show fractions of a step.
+FEW_TICKS = 5
+# Unlike log-probs, they start at 0 and do not move with the batch.
+LOG_RATIOS = (
+    "log-ratio to the frozen policy",
+    "nats",
+    0.0,
+    (
+        ("logratios/chosen", "chosen", BLUE, "-"),
+        ("logratios/rejected", "rejected", VERMILION, (0, (4, 1.6))),
+    ),
+)
+# In logs without log-ratios, such as those of denoisers.
+REWARDS = (
+    "reward as the objective compares it",
+    "",
+    0.0,
+    (
+        ("rewards/chosen", "chosen", BLUE, "-"),
+        ("rewards/rejected", "rejected", VERMILION, (0, (4, 1.6))),
+    ),
+)
 # (title, unit, reference level, series: (key in the log, label, colour, dash))
 PANELS = (
     ("loss", "", None, (("loss", "loss", BLUE, "-"),)),
     ("reward margin", "", 0.0, (("rewards/margins", "margin", BLUE, "-"),)),
-    (
-        "log-prob of the completions",
-        "nats",
-        None,
-        (
-            ("logps/chosen", "chosen", BLUE, "-"),
-            ("logps/rejected", "rejected", VERMILION, (0, (4, 1.6))),
-        ),
-    ),
+    LOG_RATIOS,
     ("preference accuracy", "fraction", 0.5, (("rewards/accuracies", "accuracy", BLUE, "-"),)),
     ("gradient norm", "", None, (("grad_norm", "gradient norm", BLUE, "-"),)),
     ("learning rate", "", None, (("learning_rate", "learning rate", BLUE, "-"),)),
@@ -62,7 +78,7 @@ def plot_run_curves(run_dir: Path) -> Path:
 
 
 def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
-    """Draw six panels over optimiser steps: loss, margin, log-probs, accuracy, gradient norm, rate.
+    """Draw six panels over steps: loss, margin, log-ratios, accuracy, gradient norm, rate.
 
     Values from evaluation passes are dots on the same axes; a value that is not finite is a red
     tick on the bottom, never a point.
@@ -76,17 +92,21 @@ def plot_curves(log_history: Sequence[Mapping[str, Any]], path: Path, *, title: 
         DataError: no entry of the log has a step and one of the drawn values.
         MachineError: matplotlib is missing, or the picture cannot be written.
     """
-    drawn = [key for *_, series in PANELS for key, *_ in series]
-    if not any(
-        series_of(log_history, prefix + key)[0] for key in drawn for prefix in ("", "eval_")
-    ):
+    has_ratios = any(_has(log_history, key) for key in ("logratios/chosen", "logratios/rejected"))
+    panels = [REWARDS if panel is LOG_RATIOS and not has_ratios else panel for panel in PANELS]
+    if not any(_has(log_history, key) for *_, series in panels for key, *_ in series):
         raise DataError(
-            "The training log holds none of the curves (loss, rewards/margins, logps/chosen, ...): "
-            "nothing was logged. Set train.logging_steps below the number of steps and train again."
+            "The training log holds none of the curves (loss, rewards/margins, ...): nothing was "
+            "logged. Set train.logging_steps below the number of steps and train again."
         )
     figure = new_figure(11.0, 6.0)
     headline(figure, title)
-    for position, (name, unit, level, series) in enumerate(PANELS, start=1):
+    logged = len({entry["step"] for entry in log_history if entry.get("loss") is not None})
+    if 0 < logged <= 2:
+        said = "once" if logged == 1 else "twice"
+        text = f"Logged {said}: a lower train.logging_steps gives curves."
+        figure.supxlabel(text, x=0.012, ha="left", fontsize=8.5, color=SOFT)
+    for position, (name, unit, level, series) in enumerate(panels, start=1):
         axes = figure.add_subplot(2, 3, position)
         dress(axes, name, unit)
         _draw(axes, log_history, level, series)
@@ -114,6 +134,10 @@ def series_of(
     return steps, values, not_finite
 
 
+def _has(log_history: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return any(series_of(log_history, prefix + key)[0] for prefix in ("", "eval_"))
+
+
 def _draw(
     axes: Axes,
     log_history: Sequence[Mapping[str, Any]],
@@ -121,13 +145,22 @@ def _draw(
     series: Sequence[tuple[str, str, str, Any]],
 ) -> None:
     is_empty = True
+    drawn: set[int] = set()
     for key, label, colour, dash in series:
         steps, values, not_finite = series_of(log_history, key)
         eval_steps, eval_values, eval_not_finite = series_of(log_history, f"eval_{key}")
         if steps:
-            axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.5, label=label)
-            if len(steps) == 1:
-                axes.plot(steps, values, color=colour, marker="_", markersize=12)
+            marker = "o" if len(steps) <= FEW_STEPS else ""
+            axes.plot(
+                steps,
+                values,
+                color=colour,
+                linestyle=dash,
+                linewidth=1.5,
+                marker=marker,
+                markersize=4.5,
+                label=label,
+            )
         if eval_steps:
             axes.plot(
                 eval_steps,
@@ -139,6 +172,7 @@ def _draw(
                 markerfacecolor="white",
                 label=f"{label}, held out",
             )
+        drawn.update(steps, eval_steps, not_finite, eval_not_finite)
         for step in not_finite + eval_not_finite:
             axes.axvline(step, ymax=0.06, color=BAD, linewidth=1.5)
         if not_finite + eval_not_finite:
@@ -152,5 +186,7 @@ def _draw(
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
         axes.legend(handles, labels, fontsize=8, frameon=False, labelcolor=INK)
+    if len(drawn) <= FEW_TICKS:
+        axes.set_xticks(sorted(drawn))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.6g}".replace("-", "\N{MINUS SIGN}"))
     axes.margins(x=0.02, y=0.08)

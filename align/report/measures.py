@@ -48,6 +48,18 @@ MEASURES = (
     Measure("preference/rejected_logps", "rejected log-prob", "nats", 1.0, 2),
     Measure("preference/margin", "margin", "nats", 1.0, 3),
     Measure("preference/accuracy", "preference accuracy", "%", 100.0, 1),
+    Measure("sft/nll_per_token", "NLL of held-out completions", "nats per token", 1.0, 4),
+    Measure("sft/perplexity", "perplexity of held-out completions", "", 1.0, 3),
+    *(
+        measure
+        for kind in ("reward", "preference_model")
+        for measure in (
+            Measure(f"{kind}/accuracy", "accuracy on held-out pairs", "%", 100.0, 1),
+            Measure(f"{kind}/margin", "margin", "nats", 1.0, 3),
+            Measure(f"{kind}/log_loss", "log loss", "nats", 1.0, 3),
+            Measure(f"{kind}/calibration_error", "expected calibration error", "%", 100.0, 1),
+        )
+    ),
     Measure("styles/exploitability", "exploitability", "%", 100.0, 1),
     Measure("styles/win_rate", "win rate against the start", "%", 100.0, 1),
     Measure("styles/well_formed", "well formed", "%", 100.0, 1),
@@ -62,6 +74,9 @@ MEASURES = (
     Measure("styles/kl_to_reference", "KL to the reference", "nats", 1.0, 3),
 )
 
+
+# Rows below which no interval is shown: an estimate of its own width is itself a guess there.
+FEW = 10
 
 # Evaluations whose measures are chosen above; those of anybody's own are all shown.
 _CHOSEN = {measure.key.partition("/")[0] for measure in MEASURES}
@@ -83,11 +98,20 @@ class Estimate:
     high: float | None
     n: int | None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval; None where there is none, or too few rows for one to mean anything."""
+        is_few = self.n is not None and self.n < FEW
+        if self.low is None or self.high is None or is_few:
+            return None
+        return self.low, self.high
+
     def is_apart_from(self, other: Estimate) -> bool | None:
         """Whether the two intervals do not overlap; None where one of them has no interval."""
-        if self.low is None or self.high is None or other.low is None or other.high is None:
+        ours, theirs = self.interval, other.interval
+        if ours is None or theirs is None:
             return None
-        return self.low > other.high or other.low > self.high
+        return ours[0] > theirs[1] or theirs[0] > ours[1]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,14 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from align.report.measures import Estimate, Measure, RunMetrics, measures_of, read_metrics
+from align.report.measures import (
+    FEW,
+    Estimate,
+    Measure,
+    RunMetrics,
+    measures_of,
+    read_metrics,
+)
 
 NOT_MEASURED = "not measured"
 
@@ -93,6 +100,8 @@ def _cell(measure: Measure, estimate: Estimate | None, change: str = "") -> Text
 
 def interval(measure: Measure, estimate: Estimate) -> str:
     """The 95 % interval as text, in the shown unit."""
-    if estimate.low is None or estimate.high is None:
-        return "no interval"
-    return f"[{measure.shown(estimate.low)}, {measure.shown(estimate.high)}]"
+    if estimate.interval is None:
+        is_few = estimate.n is not None and estimate.n < FEW
+        return f"no interval, n = {estimate.n}" if is_few else "no interval"
+    low, high = estimate.interval
+    return f"[{measure.shown(low)}, {measure.shown(high)}]"

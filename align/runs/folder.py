@@ -17,7 +17,9 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,6 +57,25 @@ def _without_free(recipe_yaml: str) -> list[str]:
         if not is_free:
             kept.append(line)
     return kept
+
+
+def made_model(name: str) -> str:
+    """The `model` folder of a run's folder; any other name as it is.
+
+    So what one run made is what the next one names: `model_name_or_path: outputs/my-run`.
+
+    Raises:
+        RecipeError: the run has left no model.
+    """
+    folder = Path(name)
+    if not (folder / "recipe.yaml").is_file():
+        return name
+    if not (folder / "model").is_dir():
+        raise RecipeError(
+            f"{name} is the folder of a run that has left no model yet. Run its command again, "
+            "which goes on where it stopped; or name the folder of a model."
+        )
+    return str(folder / "model")
 
 
 MADE = ("before.json", "checkpoints", "metrics.json", "model", "rounds")
@@ -190,3 +211,15 @@ class RunFolder:
     def record(self, step: str, seconds: float, about: Mapping[str, Any]) -> None:
         """Appends one line to the ledger, on disk before it returns."""
         self.ledger.append(step, seconds, about)
+
+    @contextmanager
+    def recorded(self, step: str) -> Iterator[dict[str, Any]]:
+        """Times what is done inside, and appends its line when that is done without an error.
+
+        Yields:
+            What else is to stand in the line.
+        """
+        about: dict[str, Any] = {}
+        started = time.monotonic()
+        yield about
+        self.record(step, time.monotonic() - started, about)

@@ -12,16 +12,28 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
+from align.progress import progress
+
 MANIFEST = "manifest.json"
+BLOCK = 2**20  # bytes that are hashed at a time
 
 
 def file_digest(path: Path) -> str:
     """Sha256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    h = hashlib.sha256()
+    block = memoryview(bytearray(BLOCK))
+    with (
+        progress(f"hash {path.name}", ceil(path.stat().st_size / BLOCK), "MiB") as advance,
+        path.open("rb", buffering=0) as file,
+    ):
+        while read := file.readinto(block):
+            h.update(block[:read])
+            advance()
+    return h.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from align.errors import RecipeError
+from align.progress import Phase, progress
 from align.servers.calls import Answered, CallStore
 from align.servers.gate import Clock, Gate, Limits, WallClock, backoff
 from align.servers.server import Call, Caller, Rejected, Reply, Transient, Unanswered
@@ -97,7 +98,10 @@ class CachedCaller:
         self.spent.asked += len(keys)
         self.spent.stored += len(keys) - len(missing)
         if missing:
-            _complete(self._ask_missing(missing, results, trouble))
+            stored = len(results)
+            title = f"calls of {self.caller.model}"
+            with progress(title, stored + len(missing), "calls", done=stored) as advance:
+                _complete(self._ask_missing(missing, results, trouble, advance))
         self.spent.unanswered += sum(isinstance(results[key], Unanswered) for key in missing)
         return [results[key] for key in keys]
 
@@ -106,12 +110,13 @@ class CachedCaller:
         missing: Mapping[str, Call],
         results: dict[str, Reply | Unanswered],
         trouble: Callable[[Call, Reply], Unanswered | None],
+        advance: Phase,
     ) -> None:
         queue = iter(missing.items())
         async with self.caller.connect() as send:
             # What the store answered counts: a run that only repeats its few wrong calls is no
             # sign of a wrong setting.
-            batch = _Batch(self, send, trouble, queue, results, answered=len(results))
+            batch = _Batch(self, send, trouble, queue, results, advance, answered=len(results))
             workers = [
                 asyncio.create_task(batch.work())
                 for _ in range(min(self.limits.concurrency, len(missing)))
@@ -140,6 +145,7 @@ class _Batch:
     trouble: Callable[[Call, Reply], Unanswered | None]
     queue: Iterator[tuple[str, Call]]
     results: dict[str, Reply | Unanswered]
+    advance: Phase
     answered: int
     wrong: int = 0
     waiting: list[tuple[Answered, asyncio.Future[str]]] = field(default_factory=list)
@@ -158,7 +164,9 @@ class _Batch:
     async def work(self) -> None:
         """One of the workers: takes calls until none is left."""
         for key, call in self.queue:
-            self.results[key] = await self._settle(key, call)
+            reply = self.results[key] = await self._settle(key, call)
+            tokens = reply.completion_tokens if isinstance(reply, Reply) else None
+            self.advance(1, tokens=tokens or 0)
 
     async def _settle(self, key: str, call: Call) -> Reply | Unanswered:
         limits = self.owner.limits

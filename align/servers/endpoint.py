@@ -27,11 +27,14 @@ class Endpoint(BaseModel):
     Attributes:
         base_url: of the API, up to and including `/v1`.
         model: as the server calls it.
-        revision: which weights bear this name now: a commit, or a hash of the weights. It is part
-            of the key of every stored answer, so it must change when the weights do.
-        api_key_env: the environment variable that holds the key; None sends none.
+        revision: which weights bear this name now: a commit, a hash of the weights, or a word of
+            your own, such as the model's date. It is part of the key of every stored answer, so it
+            must change when the weights do; the server is not told.
+        api_key_env: name of the environment variable that holds the key, such as OPENAI_API_KEY;
+            null sends none.
         timeout: seconds that one request may take.
-        extra: further fields of every request, for what one kind of server needs.
+        extra: further fields of every request, for what one kind of server needs, such as
+            {return_token_ids: true} for vLLM. They are part of the key too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

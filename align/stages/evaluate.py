@@ -15,10 +15,11 @@ from align.evaluation import Benchmark, EvaluationNode, Measurement, Subject, We
 from align.loops.stage import StageContext, StageNode
 from align.node import own_code
 from align.policies.in_process import InProcessPolicy
+from align.policies.start import Start
 from align.recipe import Recipe
 from align.reference import content_digest
 from align.stages.pairs import held_out_rows
-from align.stages.policies import borrowed_policy, load_round_policy
+from align.stages.policies import borrowed_policy, start_beside
 from align.stages.workshop import Workshop
 from align.tokens.tokenized_pair import TokenizedPair
 
@@ -73,8 +74,9 @@ class EvaluateStage:
         """The suite's benchmarks on this round's policy; their answers survive a kill."""
         recipe = self.workshop.loop_recipe
         nodes = benchmarks(recipe.evaluate.nodes())
+        start = start_of(self.workshop, model)
         subject = subject_of(
-            recipe, model, model, self.workshop.tokenizer, (), f"round {context.round}"
+            recipe, model, start, self.workshop.tokenizer, (), f"round {context.round}"
         )
         folders = folders_of(context.scratch, nodes)
         results = run_benchmarks(nodes, folders, subject)
@@ -89,15 +91,23 @@ class EvaluateStage:
 def measured(workshop: Workshop, policy: Any | None) -> dict[str, Any]:
     """The recipe's suite on a policy, against the loop's start; None measures the start itself."""
     recipe = workshop.loop_recipe
-    start = load_round_policy(recipe, Path(workshop.start), workshop.start, trainable=False)
     rows = held_out_rows(recipe, workshop.tokenizer)
-    return measure(recipe, policy or start, start, workshop.tokenizer, rows)
+    start = start_of(workshop, policy)
+    found = start.model if policy is None else policy
+    return measure(recipe, found, start, workshop.tokenizer, rows)
+
+
+def start_of(workshop: Workshop, policy: Any | None) -> Start:
+    """The loop's start; where the policy is an adapter on it, it needs no memory of its own."""
+    recipe = workshop.loop_recipe
+    identity = workshop.start_identity if recipe.evaluate.needs_pairs else None
+    return start_beside(recipe, workshop.start, identity, policy)
 
 
 def measure(
     recipe: Recipe,
     policy: Any,
-    start: Any,
+    start: Start,
     tokenizer: Any,
     held_out: Sequence[TokenizedPair],
 ) -> dict[str, Any]:
@@ -119,7 +129,7 @@ def measurements(nodes: Sequence[EvaluationNode], subject: Subject) -> dict[str,
 def subject_of(
     recipe: Recipe,
     policy: Any,
-    start: Any,
+    start: Start,
     tokenizer: Any,
     held_out: Sequence[TokenizedPair],
     name: str,
@@ -132,6 +142,8 @@ def subject_of(
         held_out=held_out,
         n=recipe.evaluate.n,
         seed=recipe.evaluate.seed,
+        pairs_at_once=recipe.train.per_device_eval_batch_size,
+        token_budget=recipe.train.token_budget,
     )
 
 
@@ -163,10 +175,18 @@ def run_benchmarks(
             faults.append(str(error))
             continue
         results.append(found)
-        logger.info("%s: %s", node.run, json.dumps(scores_of(found)))
+        logger.info("%s", said_of(found))
     if faults:
         raise DataError(" ".join(faults))
     return results
+
+
+def said_of(result: Mapping[str, Any]) -> str:
+    """A finished benchmark in one line: its numbers, and what a reader must be told."""
+    scores = {name.partition("/")[2]: value for name, value in scores_of(result).items()}
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) or "no score"
+    flag = f" ({result['flag']})" if result.get("flag") else ""
+    return f"{result['evaluation']}: {numbers}{flag}"
 
 
 def scores_of(result: Mapping[str, Any]) -> dict[str, float]:

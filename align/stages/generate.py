@@ -34,7 +34,10 @@ class Generate(StageNode):
     samples: int = Field(default=4, ge=1)
     """Completions per prompt."""
     max_new_tokens: int = Field(default=512, ge=1)
-    """Tokens of a completion at most; one that does not end by then is left out."""
+    """Tokens of a completion at most."""
+    keep_unfinished: bool = False
+    """Keep a completion that does not end by then: it is judged, and pairs with it train no end
+    token on its side. Else it is left out, and counted."""
     temperature: float = Field(default=1.0, ge=0)
     """Sampling temperature; 0 takes the likeliest token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -43,6 +46,10 @@ class Generate(StageNode):
     """Sample from so many likeliest tokens; 0 takes all."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion."""
+    hinted: int = Field(default=0, ge=0)
+    """Of the samples, so many are drawn behind a demonstration of the prompt's source (a world's
+    own, or the rows' column `hint`); they are kept as answers to the prompt alone, so what the
+    policy can do when shown becomes what it is trained to do unshown."""
     engine: str = Field(default="transformers", min_length=1)
     """What generates: transformers in this process, vllm where it is installed, or an engine of
     one's own as file.py:function."""
@@ -55,6 +62,8 @@ class Generate(StageNode):
         yield from super().conflicts()
         if (problem := problem_with(self.engine)) is not None:
             yield "engine", problem
+        if self.hinted > self.samples:
+            yield "hinted", f"only {self.samples} samples are drawn; write at most so many"
 
     def stage(self, workshop: Workshop) -> GenerateStage:
         """The stage."""
@@ -90,6 +99,8 @@ class GenerateStage:
             node["server"] = [server.base_url, server.model, server.revision, dict(server.extra)]
         elif registry.is_path(self.node.engine):
             node["code"] = registry.find("policy", self.node.engine).code
+        if self.node.hinted:
+            node["hints"] = self.prompts.columns_digest()
         return node | {"prompts": self.prompts.identity, "model": self.workshop.model_settings}
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
@@ -102,37 +113,45 @@ class GenerateStage:
             top_p=node.top_p,
             top_k=node.top_k,
             stop=node.stop,
+            keep_unfinished=node.keep_unfinished,
         )
         with self._policy(context) as policy:
-            answers = policy.generate(prompts, node.samples, sampling, context.seed)
+            answers = policy.generate(prompts, node.samples - node.hinted, sampling, context.seed)
+            if node.hinted:
+                shown = self.prompts.hinted(prompts)
+                behind = policy.generate(shown, node.hinted, sampling, context.seed)
+                answers = [[*of, *more] for of, more in zip(answers, behind, strict=True)]
             sampler = policy.identity
         failures = Counter(a.reason for of in answers for a in of if isinstance(a, Failed))
-        written = sum(isinstance(a, Completion) for of in answers for a in of)
+        kept = [[a for a in of if isinstance(a, Completion)] for of in answers]
+        written = sum(map(len, kept))
         if not written:
             reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(failures.items()))
             raise DataError(
                 f"Round {context.round}: none of {len(prompts) * node.samples} completions can be "
                 f"used ({reasons or 'no reason given'}). Raise max_new_tokens in the generate "
-                "stage, or look at the prompts."
+                "stage, say keep_unfinished there, or look at the prompts."
             )
         lines = [
             {
                 **prompt.model_dump(mode="json"),
                 "sampler": sampler,
-                "completions": [_text(a) for a in of if isinstance(a, Completion)],
+                "completions": [_text(a) for a in texts],
+                "unfinished": [at for at, a in enumerate(texts) if not a.finished],
                 "failures": [
                     f"sample {a.sample}: {a.reason} ({a.detail})"
                     for a in of
                     if isinstance(a, Failed)
                 ],
             }
-            for prompt, of in zip(prompts, answers, strict=True)
+            for prompt, of, texts in zip(prompts, answers, kept, strict=True)
         ]
         write_lines(context.output("completions"), lines)
         return {
             **self.prompts.counts(),
             "prompts": len(prompts),
             "completions": written,
+            "unfinished": sum(not a.finished for of in kept for a in of),
             "failed": dict(sorted(failures.items())),
             "policy": sampler,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, TypeAlias, cast
 
 from pydantic import Field
@@ -34,8 +35,9 @@ class Judge(StageNode, JudgedBy):
     run: Literal["judge"] = "judge"
     """Which stage."""
     by: Any
-    """Who judges: world (exact), answers (a file of known ones), reward_model, llm (asked
-    pairwise), rewards (a weighted sum), or a function of one's own as file.py:function."""
+    """Who judges: world (exact), answers (a file of known ones), reward_model, preference_model
+    (compares, in both orders), llm (asked pairwise), rewards (a weighted sum), instructions (checks
+    of the row's own), or a function of one's own as file.py:function."""
     ask: Ask | None = None
     """What is asked: scores, all_pairs, tournament (11 for 8 completions), or random_pair, the
     comparison that the select stage draws; null takes what the judge and the select stage need."""
@@ -59,6 +61,10 @@ class Judge(StageNode, JudgedBy):
             )
         if gives == "scores" and self.ask not in (None, "scores"):
             yield "ask", f"`by: {self.by}` scores each completion; write `ask: scores`"
+
+    def look_ahead(self, workshop: Workshop) -> None:
+        """What the judge names."""
+        self.judge.look()
 
     def stage(self, workshop: Workshop) -> JudgeStage:
         """The stage; a judge that needs no model is tried at once."""
@@ -130,6 +136,7 @@ class JudgeStage:
             "prompts": len(judged),
             "calls": asked,
             "failed": lost,
+            **told_of(judged),
             "judge": judged[0].judge if judged else None,
         }
 
@@ -143,6 +150,25 @@ class JudgeStage:
             for line in lines
         }
         return Bench(context.loop, self.prompts.section.source, rows.get)
+
+
+def told_of(judged: Sequence[JudgedPrompt]) -> dict[str, int | float]:
+    """What a judge said of the policy's completions, for the ledger.
+
+    `mean_score` over all scored completions, in the judge's units; where it compared instead,
+    `ties` among the pairs of completions that it compared.
+    """
+    scores = [score for row in judged for score in row.scores or () if score is not None]
+    if scores:
+        return {"scored": len(scores), "mean_score": fmean(scores)}
+    known = [
+        p
+        for row in judged
+        for i, of in enumerate(row.preferences or ())
+        for p in of[i + 1 :]
+        if p is not None
+    ]
+    return {"compared": len(known), "ties": sum(p == 0.5 for p in known)}
 
 
 def ask_for(node: Judge, select: Select | None, source: str) -> Ask:
@@ -269,6 +295,7 @@ def _judged(
         round=number,
         sampler=line["sampler"],
         completions=tuple(line["completions"]),
+        unfinished=tuple(line["unfinished"]),
         scores=scores,
         preferences=matrix.preferences,
         failures=(*line["failures"], *matrix.failures),

@@ -18,13 +18,13 @@ from align.data.row_report import RowReport
 from align.errors import DataError, MachineError
 from align.policies import reading, sampling
 from align.policies.loading import load_policy
-from align.recipe import Data, Recipe
+from align.recipe import Data, KindRecipe, Recipe
 from align.reference import tokenizer_digest, weights_digest
 from align.registry import WORLD
+from align.runs.cache import cached_folder, made_by
 from align.tokens.encoding import encode_pairs
 from align.tokens.tokenized_pair import TokenizedPair
 from align.worlds import world
-from align.worlds.cache import cached_folder, made_by
 
 logger = logging.getLogger("align")
 
@@ -50,7 +50,9 @@ class Pairs:
         }
 
 
-def read_recipe_pairs(recipe: Recipe, folder: str, tokenizer: PreTrainedTokenizerBase) -> Pairs:
+def read_recipe_pairs(
+    recipe: Recipe | KindRecipe, folder: str, tokenizer: PreTrainedTokenizerBase
+) -> Pairs:
     """Reads, or samples, the recipe's pairs, tokenises them and holds some out.
 
     Args:
@@ -61,7 +63,7 @@ def read_recipe_pairs(recipe: Recipe, folder: str, tokenizer: PreTrainedTokenize
     Raises:
         DataError: rows that cannot be read, or too many that cannot be used.
     """
-    data = recipe.data
+    data: Data = recipe.data
     assert data.pairs is not None
     is_world = data.pairs.startswith(WORLD)
     source = str(_sampled(recipe, folder, tokenizer)) if is_world else data.pairs
@@ -95,19 +97,31 @@ def _read(
     """The first pairs of a source, tokenised, and the count of every row that was read."""
     try:
         pairs, report = read_pairs(
-            source, split=data.split, revision=revision, format=data.reader, policy=data
+            source,
+            split=data.split,
+            revision=revision,
+            columns=data.columns,
+            format=data.reader,
+            policy=data,
         )
-        if limit is not None and len(pairs) > limit:
-            beyond = len(pairs) - limit
-            report.read -= beyond
-            report.kept -= beyond
-            report.notes["beyond_limit"] = beyond
-            pairs = pairs[:limit]
-        return encode_pairs(pairs, tokenizer, data, report), report
+        return encode_pairs(first_of(pairs, report, limit), tokenizer, data, report), report
     except (DataError, MachineError) as error:
         if source != data.eval_pairs:
             raise
         raise type(error)(str(error).replace("data.pairs", "data.eval_pairs")) from error
+
+
+def first_of(
+    pairs: list[PreferencePair], report: RowReport, limit: int | None
+) -> list[PreferencePair]:
+    """The first `limit` pairs; the report counts the others as a note and no longer as read."""
+    if limit is None or len(pairs) <= limit:
+        return pairs
+    beyond = len(pairs) - limit
+    report.read -= beyond
+    report.kept -= beyond
+    report.notes["beyond_limit"] = beyond
+    return pairs[:limit]
 
 
 def hold_out(
@@ -148,7 +162,7 @@ def hold_out(
     )
 
 
-def _sampled(recipe: Recipe, folder: str, tokenizer: PreTrainedTokenizerBase) -> Path:
+def _sampled(recipe: Recipe | KindRecipe, folder: str, tokenizer: PreTrainedTokenizerBase) -> Path:
     """A file of pairs that the start policy itself made, sampled once for the same settings."""
     sample = recipe.data.sample
     assert sample is not None
@@ -175,7 +189,7 @@ def _sampled(recipe: Recipe, folder: str, tokenizer: PreTrainedTokenizerBase) ->
         "sample": sample.model_dump(mode="json"),
         **made_by(inspect.getfile(type(of)), sampling.__file__, reading.__file__),
     }
-    return cached_folder(f"{of.name}-pairs", parts, build) / "pairs.jsonl"
+    return cached_folder(f"worlds/{of.name}-pairs", parts, build) / "pairs.jsonl"
 
 
 def _line(pair: PreferencePair) -> str:

@@ -16,17 +16,28 @@ from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.loops.stage import StageContext
+from align.policies.fetched import folder_of
 from align.policies.loading import load_policy
+from align.policies.merged import whole_folder
 from align.policies.model import Model
 from align.policies.quantization import keep_gradients_on_cpu
+from align.policies.start import AdapterOff, Start, wears_the_start
 from align.recipe import DataRecipe, Recipe
+from align.reference import Identity
 from align.worlds import world
 
 
 def policy_folder(model: Model) -> str:
-    """Folder or hub id of the start policy; a built-in one is built on the first call."""
+    """Folder or hub id of the start policy; one that is built or fetched is so on the first call.
+
+    Of a run it is the model that the run left, of an adapter the one that stands on its base.
+
+    Raises:
+        RecipeError: the run that it names has left no model.
+        MachineError: it cannot be fetched, or an adapter's base cannot be loaded.
+    """
     if not model.is_world:
-        return model.model_name_or_path
+        return whole_folder(model, folder_of(model.model_name_or_path))
     return str(world(model.model_name_or_path).base_model())
 
 
@@ -41,17 +52,53 @@ def load_round_policy(
         start: folder or hub id of the policy that the loop began with.
         trainable: whether an adapter is loaded to be trained on.
     """
-    device = PartialState().device
     is_start = folder == Path(start)
     if is_start or not (folder / "adapter_config.json").is_file():
-        model: Any = load_policy(recipe.model, start if is_start else str(folder))
-        keep_gradients_on_cpu(model)
-        return model if _is_placed(model) else model.to(device)
-    base: Any = load_policy(recipe.model, start)
-    keep_gradients_on_cpu(base)
-    model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
-    keep_types(model, folder)
-    return model if _is_placed(base) else model.to(device)
+        return load_whole(recipe.model, start if is_start else str(folder))
+    return load_adapted(recipe.model, folder, start, trainable=trainable)
+
+
+def load_whole(section: Model, folder: str) -> Any:
+    """A whole model from a folder or hub id, on this process's device."""
+    model: Any = load_policy(section, folder)
+    keep_gradients_on_cpu(model)
+    return model if _is_placed(model) else model.to(PartialState().device)
+
+
+def load_adapted(section: Model, adapter: Path, base: str, *, trainable: bool) -> Any:
+    """The adapter in a folder on its base, on this process's device.
+
+    Args:
+        section: how the base's weights are loaded.
+        adapter: the folder.
+        base: folder or hub id of the base.
+        trainable: whether the adapter is loaded to be trained on.
+    """
+    whole: Any = load_policy(section, base)
+    keep_gradients_on_cpu(whole)
+    model: Any = PeftModel.from_pretrained(whole, str(adapter), is_trainable=trainable)
+    keep_types(model, adapter)
+    return model if _is_placed(whole) else model.to(PartialState().device)
+
+
+def start_beside(
+    recipe: Recipe | DataRecipe, start: str, identity: Identity | None, policy: Any
+) -> Start:
+    """The start policy, for a policy to be compared with; an adapter on it lends its own base.
+
+    Args:
+        recipe: its `model` section says how weights are loaded.
+        start: folder or hub id.
+        identity: who it is, where that is known.
+        policy: in memory; None where nothing is, or a base of another start.
+    """
+
+    def load() -> Any:
+        if wears_the_start(policy, start):
+            return AdapterOff(policy)
+        return load_round_policy(recipe, Path(start), start, trainable=False)
+
+    return Start(identity, load)
 
 
 def keep_types(model: Any, folder: Path) -> None:
@@ -110,7 +157,7 @@ def _fix_order(path: Path) -> None:
 
 def unpatched(model: Any) -> Any:
     """The model with the forward pass of its class, as it was before a trainer wrapped it."""
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for module in (model, base):
         for name in ("forward", "_original_forward"):
             module.__dict__.pop(name, None)

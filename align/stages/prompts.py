@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from align import registry
+from align.data.column_map import with_columns
+from align.data.hints import hint_of_row, with_hint
 from align.data.prompt_files import read_prompts
 from align.data.prompts import Prompt
 from align.data.question_files import read_questions
@@ -82,6 +84,22 @@ class PromptSource:
         known = self._answers()
         return [known[prompt.id] for prompt in self.of_round(number)]
 
+    def hinted(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The same prompts, each behind the demonstration that its source gives.
+
+        Raises:
+            RecipeError: the world has none.
+            DataError: a row has none in its column `hint`, or none in the prompt's own form.
+        """
+        if self.section.source.startswith(WORLD):
+            of_world = world(self.section.source)
+            return [with_hint(prompt, of_world.hint(prompt)) for prompt in prompts]
+        columns = self.columns()
+        return [
+            with_hint(prompt, hint_of_row(prompt, columns[(prompt.source, prompt.row)]))
+            for prompt in prompts
+        ]
+
     def counts(self) -> dict[str, Any]:
         """Rows read, kept, and dropped by reason, where there are any rows."""
         if self._report is None:
@@ -96,7 +114,9 @@ class PromptSource:
         section = self.section
         return {
             (source, number): {name: value for name, value in row.items() if name != "prompt"}
-            for source, number, row in open_rows(section.source, section.split, section.revision)
+            for source, number, row in with_columns(
+                open_rows(section.source, section.split, section.revision), section.columns
+            )
             if isinstance(row, Mapping)
         }
 
@@ -112,6 +132,7 @@ class PromptSource:
                 section.source,
                 split=section.split,
                 revision=section.revision,
+                columns=section.columns,
                 policy=self.policy,
             )
         return self._rows
@@ -124,6 +145,7 @@ class PromptSource:
                 section.source,
                 split=section.split,
                 revision=section.revision,
+                columns=section.columns,
                 policy=self.policy,
             )
             of_id: dict[str, Question] = {}

@@ -199,6 +199,8 @@ def _pair(row: JudgedPrompt, rule: SelectRule, candidate: Match) -> PreferencePa
         chosen_score=numbers[i] if scored else None,
         rejected_score=numbers[j] if scored else None,
         preference=p,
+        chosen_ends=False if i in row.unfinished else None,
+        rejected_ends=False if j in row.unfinished else None,
         group_id=row.group_id if row.group_id is not None else prompt_id(row.prompt),
         source=row.source,
         row=row.row,

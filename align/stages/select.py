@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal, cast
 from pydantic import Field
 
 from align.data.completions import JudgedPrompt
+from align.data.messages import Text
+from align.data.pairs import PreferencePair
 from align.errors import DataError
 from align.loops.artefacts import read_lines, write_lines
 from align.loops.stage import StageContext, StageNode
@@ -62,6 +64,15 @@ def select_of(nodes: Sequence[StageNode]) -> Select | None:
     return next((node for node in nodes if isinstance(node, Select)), None)
 
 
+def _is_chosen_longer(pair: PreferencePair) -> bool:
+    """In characters."""
+    return len(_written(pair.chosen)) > len(_written(pair.rejected))
+
+
+def _written(completion: Text) -> str:
+    return completion if isinstance(completion, str) else completion[-1].content
+
+
 @dataclass
 class SelectStage:
     """Pairs are made of the judged completions."""
@@ -82,6 +93,10 @@ class SelectStage:
         pairs, report = select(judged, self.node.as_rule)
         counts = report.to_json()
         about = {key: counts[key] for key in ("read", "kept", "dropped")}
+        kept_ties = sum(pair.preference == 0.5 for pair in pairs)
+        about["ties"] = report.dropped.get("tie", 0) + kept_ties
+        if pairs:
+            about["chosen_longer"] = sum(map(_is_chosen_longer, pairs)) / len(pairs)
         if not pairs:
             reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(report.dropped.items()))
             raise DataError(

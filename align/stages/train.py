@@ -277,7 +277,7 @@ def train_on(
         objective=recipe.objective,
         roles=roles,
     )
-    quieten(trainer, recipe)
+    quieten(trainer)
     trainer.train(resume_from_checkpoint=True)
     if trainer.stopped_by is not None:
         raise Interrupted(

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import (
@@ -20,22 +20,25 @@ from transformers import (
     PrinterCallback,
     ProcessorMixin,
     ProgressCallback,
+    Trainer,
     set_seed,
 )
 
 from align.errors import Interrupted
 from align.policies.loading import load_policy
 from align.policies.quantization import keep_gradients_on_cpu
-from align.recipe import Model, Recipe
+from align.policies.start import Start, start_identity
+from align.recipe import Model, Recipe, Train
 from align.runs.folder import RunFolder
 from align.runs.manifest import publish
 from align.runs.versions import versions
+from align.stages.policies import start_beside, unpatched
 from align.trainers.config import PreferenceConfig
 from align.trainers.preference import PreferenceTrainer
-from align.trainers.progress import ProgressBar, ProgressLines
+from align.trainers.progress import TrainingProgress
 
-# (policy, its start or None where policy is the start) -> metrics
-Evaluation = Callable[[PreTrainedModel, PreTrainedModel | None], dict[str, Any]]
+# (policy, the start policy, which may be that very model) -> metrics
+Evaluation = Callable[[PreTrainedModel, Start], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,13 @@ class Trained:
     forward: dict[str, Any]
 
 
-def adapter_of(model: Model) -> Any:
-    """The LoRA configuration of a recipe's `model` section, or None for full fine-tuning."""
+def adapter_of(model: Model, task: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM") -> Any:
+    """The LoRA configuration of a recipe's `model` section, or None for full fine-tuning.
+
+    Args:
+        model: the section.
+        task: peft's word; of a classifier the head is trained and saved beside the adapter.
+    """
     if not model.use_peft:
         return None
 
@@ -62,12 +70,15 @@ def adapter_of(model: Model) -> Any:
         return names[0] if names == ("all-linear",) else list(names)
 
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=task,
         r=model.lora_r,
         lora_alpha=model.lora_alpha,
         lora_dropout=model.lora_dropout,
         target_modules=chosen(model.lora_target_modules),
         target_parameters=chosen(model.lora_target_parameters),
+        layers_to_transform=(
+            None if model.lora_layers_to_transform is None else list(model.lora_layers_to_transform)
+        ),
         modules_to_save=chosen(model.lora_modules_to_save),
         use_rslora=model.use_rslora,
         use_dora=model.use_dora,
@@ -85,19 +96,9 @@ def training_arguments(
         allow_change: settings that may differ from the checkpoint that is resumed from.
         seed: in place of the recipe's own.
     """
-    arguments = recipe.train.arguments()
+    arguments = arguments_here(recipe.train)
     if seed is not None:
         arguments["seed"] = seed
-    if arguments["bf16"] is None:
-        arguments["bf16"] = (
-            not recipe.train.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        )
-    if not torch.accelerator.is_available():
-        # Said outright, because several processes find each other over gloo only then.
-        arguments["use_cpu"] = True
-    if not torch.cuda.is_available():
-        # Pinned memory is memory that a GPU can read; without one torch warns.
-        arguments["dataloader_pin_memory"] = False
     return PreferenceConfig(
         output_dir=str(folder),
         allow_change=list(allow_change),
@@ -107,12 +108,27 @@ def training_arguments(
     )
 
 
-def quieten(trainer: PreferenceTrainer, recipe: Recipe) -> None:
+def arguments_here(train: Train) -> dict[str, Any]:
+    """The keywords for TRL's configuration, with what this machine says about those left open."""
+    arguments = train.arguments()
+    if arguments["bf16"] is None:
+        arguments["bf16"] = (
+            not train.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        )
+    if not torch.accelerator.is_available():
+        # Said outright, because several processes find each other over gloo only then.
+        arguments["use_cpu"] = True
+    if not torch.cuda.is_available():
+        # Pinned memory is memory that a GPU can read; without one torch warns.
+        arguments["dataloader_pin_memory"] = False
+    return arguments
+
+
+def quieten(trainer: Trainer) -> None:
     """Our own progress in place of transformers' and its printed logs."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    with_bar = not recipe.train.disable_tqdm and sys.stderr.isatty()
-    trainer.add_callback(ProgressBar() if with_bar else ProgressLines())
+    trainer.add_callback(TrainingProgress())
 
 
 def train_policy(
@@ -147,8 +163,14 @@ def train_policy(
     # Before anything is measured: the 4-bit repacking happens in the first forward pass.
     keep_gradients_on_cpu(model)
     before: dict[str, Any] = {}
+    identity = None
     if state.is_main_process:
-        before = run.read_json("before.json") or evaluation(model.to(state.device), None)
+        if recipe.evaluate.needs_pairs:
+            # Now, while the files are those that were loaded.
+            identity = start_identity(recipe.model, folder, tokenizer)
+        before = run.read_json("before.json") or evaluation(
+            model.to(state.device), Start.in_memory(model, identity)
+        )
         run.write_json("before.json", before)
     state.wait_for_everyone()
     reader: Any = tokenizer
@@ -166,7 +188,7 @@ def train_policy(
             if role in recipe.objective.needs
         },
     )
-    quieten(trainer, recipe)
+    quieten(trainer)
     trainer.train(resume_from_checkpoint=True)
     if trainer.stopped_by is not None:
         raise Interrupted(
@@ -174,11 +196,9 @@ def train_policy(
             f"{trainer.state.max_steps}; a checkpoint is in {run.checkpoints}. Run the same "
             "command again to go on."
         )
-    after: dict[str, Any] = {}
-    policy = trainer.model
+    policy = unpatched(trainer.model)
     if state.is_main_process:
-        start: Any = load_policy(recipe.model, folder)
-        after = evaluation(policy, start.to(policy.device))
+        # Before it is measured, so that nothing that goes wrong there costs the training.
         partial = run.path / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         policy.save_pretrained(partial)
@@ -186,13 +206,12 @@ def train_policy(
         # peft's own card; ours is written beside the sealed files once the metrics are there.
         (partial / "README.md").unlink(missing_ok=True)
         publish(partial, run.model, {"versions": versions(), "step": trainer.state.global_step})
-    state.wait_for_everyone()
-    return Trained(
+    trained = Trained(
         before=before,
-        after=after,
+        after={},
         log_history=trainer.state.log_history,
         probe=trainer.probe,
-        roles={role: identity.to_json() for role, identity in trainer.identities.items()},
+        roles={role: who.to_json() for role, who in trainer.identities.items()},
         versions=versions(),
         forward={
             "backend": trainer.backend.backend.name,
@@ -200,3 +219,11 @@ def train_policy(
             "token_budget": trainer.data_collator.token_budget,
         },
     )
+    # Gradients and the optimizer's states would lie beside the evaluation's own memory.
+    del trainer, model
+    clear_device_cache(garbage_collection=True)
+    if state.is_main_process:
+        start = start_beside(recipe, folder, identity, policy)
+        trained = replace(trained, after=evaluation(policy, start))
+    state.wait_for_everyone()
+    return trained

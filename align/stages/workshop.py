@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from align.loops.stage import Stage, StageNode
+from align.policies.start import start_identity
 from align.recipe import DataRecipe, Recipe
+from align.reference import Identity
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Workshop:
     def model_settings(self) -> dict[str, Any]:
         """How weights are loaded, which moves numbers."""
         return self.recipe.model.model_dump(mode="json")
+
+    @cached_property
+    def start_identity(self) -> Identity | None:
+        """Who the run's first policy is; its files are read by the first who asks."""
+        return start_identity(self.recipe.model, self.start, self.tokenizer)
 
     def stages(self) -> list[Stage]:
         """The stages of these settings.

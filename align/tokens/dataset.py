@@ -8,8 +8,9 @@ from typing import Any
 
 import datasets
 
+from align.reference import SCORED_COLUMNS
 from align.tokens.tokenized_pair import TokenizedPair
-from align.tokens.vision.columns import image_columns
+from align.tokens.vision.columns import PIXELS, image_columns
 from align.types import PAIR_KINDS
 
 OPTIONAL_COLUMNS = (
@@ -67,6 +68,11 @@ def to_dataset(rows: Sequence[TokenizedPair]) -> datasets.Dataset:
         features["pair_kind"] = text
         columns["pair_kind"] = [row.pair.pair_kind for row in rows]
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def scored_columns(dataset: datasets.Dataset) -> tuple[str, ...]:
+    """What determines a policy's scores of the rows."""
+    return (*SCORED_COLUMNS, *((PIXELS,) if PIXELS in dataset.column_names else ()))
 
 
 def present_columns(rows: Sequence[TokenizedPair]) -> Counter[str]:

@@ -3,64 +3,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from align.errors import MachineError, RecipeError
 from align.forest.attention import attending
+from align.forest.budget import free_memory, largest_budget, peak_of
 from align.trainers.base import TrainerBase
 
 logger = logging.getLogger(__name__)
 
-# The rest is for later batches, fragmentation, and what else runs on the machine.
-SAFE_SHARE = 0.85
-# A budget is good enough when the next one worth trying is less than this much larger.
-WORTH_TRYING = 1.1
 # Adam's two moments in float32, and one gradient bucket of DDP, for each trained parameter.
 LATER_BYTES = 12
-# The kernel's record of a process's peak memory; writing 5 begins a new one.
-NEW_PEAK = Path("/proc/self/clear_refs")
-STATUS = Path("/proc/self/status")
-
-
-def largest_budget(
-    peak_of: Callable[[int], int | None], free: int, smallest: int, largest: int
-) -> int | None:
-    """The largest token budget whose passes stay within the free memory, or None.
-
-    Memory grows at most in proportion to tokens, so a pass that would exceed the limit by that
-    measure is never tried: on a CPU, trying it could get the process killed.
-
-    Args:
-        peak_of: budget -> bytes that a forward and backward pass takes, or None when it failed.
-        free: bytes.
-        smallest: tokens of the longest pair, which is never cut.
-        largest: tokens of a batch of the longest pairs; more is never asked for.
-    """
-    limit = int(SAFE_SHARE * free)
-    peak = peak_of(smallest)
-    if peak is None or peak > limit:
-        return None
-    budget, ceiling = smallest, largest
-    while budget < ceiling:
-        by_memory = int(budget * limit / max(peak, 1))
-        candidate = min(2 * budget, by_memory, ceiling)
-        if candidate < min(WORTH_TRYING * budget, largest):
-            break
-        taken = peak_of(candidate)
-        if taken is None or taken > limit:
-            ceiling = (budget + candidate) // 2
-        else:
-            budget, peak = candidate, taken
-    return budget
 
 
 class BudgetSearch(TrainerBase):
@@ -91,14 +49,14 @@ class BudgetSearch(TrainerBase):
         rows = [self.train_dataset[i] for i in longest[: self.args.per_device_train_batch_size]]
         smallest, largest = (_most_tokens(self.data_collator(some)) for some in (rows[:1], rows))
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        free = _free(self.accelerator.device) - LATER_BYTES * trained
+        free = free_memory(self.accelerator.device) - LATER_BYTES * trained
 
-        def peak_of(budget: int) -> int | None:
+        def tried(budget: int) -> int | None:
             peak = self._peak(rows, budget)
             logger.info("token_budget %d: %s bytes", budget, "too many" if peak is None else peak)
             return peak
 
-        found = largest_budget(peak_of, free, smallest, largest)
+        found = largest_budget(tried, free, smallest, largest)
         if self.accelerator.num_processes > 1:
             budgets: Any = torch.tensor([found or 0], device=self.accelerator.device)
             everywhere: Any = self.accelerator.gather(budgets)
@@ -118,17 +76,8 @@ class BudgetSearch(TrainerBase):
         part = max(cut(rows)["parts"], key=lambda one: one["pack"].computed_tokens)
         device = self.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            start = _begin_peak(device)
             try:
-                self._try(self._prepare_inputs(part))
-                return max(_peak(device) - start, 1)
-            except (torch.OutOfMemoryError, MemoryError):
-                return None
-            except RuntimeError as error:
-                # How the CPU's allocator says it.
-                if "can't allocate memory" not in str(error):
-                    raise
-                return None
+                return peak_of(lambda: self._try(self._prepare_inputs(part)), device)
             finally:
                 self.model.zero_grad(set_to_none=True)
                 gc.collect()
@@ -154,29 +103,3 @@ class BudgetSearch(TrainerBase):
 
 def _most_tokens(batch: dict[str, Any]) -> int:
     return max(part["pack"].computed_tokens for part in batch["parts"])
-
-
-def _free(device: torch.device) -> int:
-    if device.type != "cuda":
-        return psutil.virtual_memory().available
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
-def _begin_peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    with contextlib.suppress(OSError):
-        NEW_PEAK.write_text("5")
-    return psutil.Process().memory_info().rss
-
-
-def _peak(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if STATUS.exists():
-        (line,) = [one for one in STATUS.read_text().splitlines() if one.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024
-    # Elsewhere than on Linux: what is resident after the pass.
-    return psutil.Process().memory_info().rss

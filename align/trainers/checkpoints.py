@@ -22,6 +22,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from align.errors import RecipeError
 from align.runs.manifest import damage, publish, read_about
 from align.trainers.base import TrainerBase
+from align.trainers.guards import StopOnSignal
 from align.trainers.settings import run_settings
 
 logger = logging.getLogger(__name__)
@@ -94,15 +95,30 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-class Checkpointing(TrainerBase):
-    """The part of the trainer that saves and resumes."""
+class SealedCheckpoints(Trainer):
+    """The part of any trainer that saves and resumes; children say what else a checkpoint holds."""
 
+    args: Any
     _settings: dict[str, Any]
+    _signal: StopOnSignal
     _staging = False
 
     def settings(self) -> dict[str, Any]:
         """Everything a resumed run must have in common with the one that wrote the checkpoint."""
-        return run_settings(self)
+        raise NotImplementedError
+
+    @property
+    def changeable(self) -> Collection[str]:
+        """Names of settings that may differ from the checkpoint that a run resumes from."""
+        raise NotImplementedError
+
+    def _kept(self) -> dict[str, Any]:
+        """What this rank must find again besides what transformers keeps, ready for JSON."""
+        raise NotImplementedError
+
+    def _find_again(self, kept: Mapping[str, Any]) -> None:
+        """Takes up what `_kept` gave."""
+        raise NotImplementedError
 
     @property
     def stopped_by(self) -> str | None:
@@ -131,8 +147,9 @@ class Checkpointing(TrainerBase):
         # Once, because the rows are hashed for it.
         self._settings = self.settings()
         if checkpoint is not None:
-            refuse_other_run(checkpoint, self._settings, self.args.allow_change)
-            self._restore(checkpoint)
+            refuse_other_run(checkpoint, self._settings, self.changeable)
+            rank = self.accelerator.process_index
+            self._find_again(json.loads((checkpoint / STATE.format(rank=rank)).read_text()))
         if resume_from_checkpoint and self.accelerator.is_main_process:
             set_newer_aside(Path(self.args.output_dir), checkpoint)
         shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)
@@ -140,15 +157,6 @@ class Checkpointing(TrainerBase):
             return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
         finally:
             self._signal.release()
-
-    def _restore(self, checkpoint: Path) -> None:
-        rank = self.accelerator.process_index
-        state = json.loads((checkpoint / STATE.format(rank=rank)).read_text())
-        self._tokens_here, self._computed_here = state["tokens"], state["computed_tokens"]
-        self._train_sums.restore(state["sums"])
-        if self.args.token_budget == "auto":
-            # Other borders of forward passes round otherwise.
-            self.data_collator = replace(self.data_collator, token_budget=state["token_budget"])
 
     def _get_output_dir(self, trial: Any) -> str:
         base = super()._get_output_dir(trial)
@@ -164,7 +172,7 @@ class Checkpointing(TrainerBase):
         self.accelerator.wait_for_everyone()
         self._staging = True
         try:
-            # Past trl.DPOTrainer, whose version writes a model card for its own loss.
+            # Past TRL's trainers, whose version writes a model card for its own loss.
             Trainer._save_checkpoint(self, model, trial)
         finally:
             self._staging = False
@@ -175,13 +183,7 @@ class Checkpointing(TrainerBase):
             if self.args.should_save:
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         rank = self.accelerator.process_index
-        state = {
-            "tokens": self._tokens_here,
-            "computed_tokens": self._computed_here,
-            "sums": self._train_sums.to_json(),
-            "token_budget": getattr(self.data_collator, "token_budget", None),
-        }
-        (staged / STATE.format(rank=rank)).write_text(json.dumps(state))
+        (staged / STATE.format(rank=rank)).write_text(json.dumps(self._kept()))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             about = {"run": self._settings, "step": self.state.global_step}
@@ -193,3 +195,31 @@ class Checkpointing(TrainerBase):
                 use_mtime=False,
             )
         self.accelerator.wait_for_everyone()
+
+
+class Checkpointing(SealedCheckpoints, TrainerBase):
+    """The part of the preference trainer that saves and resumes."""
+
+    def settings(self) -> dict[str, Any]:
+        """Everything a resumed run must have in common with the one that wrote the checkpoint."""
+        return run_settings(self)
+
+    @property
+    def changeable(self) -> Collection[str]:
+        """Names of settings that may differ from the checkpoint that a run resumes from."""
+        return self.args.allow_change
+
+    def _kept(self) -> dict[str, Any]:
+        return {
+            "tokens": self._tokens_here,
+            "computed_tokens": self._computed_here,
+            "sums": self._train_sums.to_json(),
+            "token_budget": getattr(self.data_collator, "token_budget", None),
+        }
+
+    def _find_again(self, kept: Mapping[str, Any]) -> None:
+        self._tokens_here, self._computed_here = kept["tokens"], kept["computed_tokens"]
+        self._train_sums.restore(kept["sums"])
+        if self.args.token_budget == "auto":
+            # Other borders of forward passes round otherwise.
+            self.data_collator = replace(self.data_collator, token_budget=kept["token_budget"])

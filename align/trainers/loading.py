@@ -17,6 +17,7 @@ from transformers import (
 )
 from trl.trainer.utils import create_model_from_path
 
+from align.policies.fetched import folder_of
 from align.policies.loading import reads_images
 from align.trainers.config import PreferenceConfig
 
@@ -25,7 +26,7 @@ def load_frozen(
     source: str, dtype: torch.dtype, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A frozen policy from a folder or hub id (`id@revision`), an adapter's folder included."""
-    name, _, revision = source.partition("@")
+    name, _, revision = folder_of(source).partition("@")
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if revision:
         options["revision"] = revision
@@ -51,6 +52,7 @@ def load_trained(
     quantization_config: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The policy and its tokenizer, as TRL loads them with `args.model_init_kwargs`."""
+    name = folder_of(name)
     init: Any = args.model_init_kwargs or {}
     options: dict[str, Any] = dict(init)
     options.setdefault("trust_remote_code", args.trust_remote_code)

@@ -19,14 +19,21 @@ RowValues = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def row_values(
-    result: ObjectiveOutput, policy: Pair[Logps], statistics: Mapping[str, Pair[Tensor]]
+    result: ObjectiveOutput,
+    policy: Pair[Logps],
+    statistics: Mapping[str, Pair[Tensor]],
+    frozen: Pair[Logps] | None = None,
 ) -> RowValues:
     """Numerator and denominator of each metric for each pair, [B] each, under TRL's names.
+
+    `logratios/chosen` and `logratios/rejected` [nats] are ours: unlike log-probs they start at 0
+    and do not move with the batch.
 
     Args:
         result: what the objective said about the pairs.
         policy: the policy's log-probs.
         statistics: what `statistics_of` found.
+        frozen: log-probs of the policy that this one is compared with; None leaves its metrics out.
     """
     one = torch.ones_like(result.loss.detach())
     chosen, rejected = result.reward.chosen, result.reward.rejected
@@ -41,6 +48,10 @@ def row_values(
         "logps/rejected": policy.rejected.total().detach(),
         **result.metrics,
     }
+    if frozen is not None:
+        for side in ("chosen", "rejected"):
+            ours, theirs = getattr(policy, side), getattr(frozen, side)
+            per_pair[f"logratios/{side}"] = ours.total().detach() - theirs.total()
     rows: dict[str, tuple[Tensor, Tensor]] = {
         name: (value, one) for name, value in per_pair.items()
     }

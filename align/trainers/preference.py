@@ -205,10 +205,12 @@ class PreferenceTrainer(
         training = self.model.training
         statistics = not training or self._is_logging_step()
         policy, output = self._logps(model, inputs, statistics=statistics)
-        result = self.objective(self._pair_inputs(policy, inputs))
+        read = self._pair_inputs(policy, inputs)
+        result = self.objective(read)
         self._stop_on_bad_loss(result.loss.detach(), inputs["row_index"])
         counts = inputs.get("counts", torch.ones_like(result.loss))
-        rows = row_values(result, policy, statistics_of(inputs["pack"], output))
+        frozen = read.reference or read.previous
+        rows = row_values(result, policy, statistics_of(inputs["pack"], output), frozen)
         pairs = counts.sum()
         scale: Any = 1 / result.loss.numel()
         if training:

@@ -16,7 +16,7 @@ from align.errors import DataError, RecipeError
 from align.reference import SCORED_COLUMNS
 from align.tokens.dataset import to_dataset
 from align.tokens.encoding import encode_pairs
-from align.tokens.vision.columns import IMAGE_COLUMNS, PIXELS, sides_in
+from align.tokens.vision.columns import IMAGE_COLUMNS, sides_in
 from align.trainers.base import TrainerBase
 from align.trainers.collator import PAIR_KIND, ROLE_COLUMNS, SCALARS, TOKEN_WEIGHTS
 from align.trainers.config import PreferenceConfig
@@ -125,11 +125,6 @@ def hidden_images(dataset: Any) -> Any:
         return dataset
     own = [name for name in RAW_IMAGES if name in dataset.column_names]
     return dataset.rename_columns({name: HIDDEN + name for name in own}) if own else dataset
-
-
-def scored_columns(dataset: Dataset) -> tuple[str, ...]:
-    """What determines a role's scores of the rows."""
-    return (*SCORED_COLUMNS, *((PIXELS,) if PIXELS in dataset.column_names else ()))
 
 
 def tokenised(

@@ -11,8 +11,8 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from align.tokens.dataset import scored_columns
 from align.trainers.base import TrainerBase
-from align.trainers.rows import scored_columns
 
 # Groups that are looked through for one that fits into what is left of a batch.
 LOOK_AHEAD = 256

@@ -22,6 +22,7 @@ from align.forest.head import edge_logps
 from align.forest.model import add_edge_head
 from align.forest.radix import SHORTEST_SHARED
 from align.policies.quantization import keep_gradients_on_cpu
+from align.progress import progress
 from align.reference import (
     SCORED_COLUMNS,
     START,
@@ -32,11 +33,11 @@ from align.reference import (
     tokenizer_digest,
     weights_digest,
 )
+from align.tokens.dataset import scored_columns
 from align.trainers.adapters import as_adapter, on_same_base
 from align.trainers.base import TrainerBase
 from align.trainers.head import trl_edge_logps
 from align.trainers.loading import load_frozen
-from align.trainers.rows import scored_columns
 from align.types import ROLES, Logps
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class RoleScoring(TrainerBase):
                 scores = RoleScores(cache_root() / "roles", identity, rows, backend)
                 columns = scores.load(role)
                 if columns is None:
-                    chosen, rejected = self._score(model, dataset)
+                    chosen, rejected = self._score(role, model, dataset)
                     if self.accelerator.is_main_process:
                         scores.save(chosen, rejected)
                     self.accelerator.wait_for_everyone()
@@ -194,7 +195,7 @@ class RoleScoring(TrainerBase):
         return self.accelerator.device.type == "cuda" or self.is_deepspeed_enabled
 
     @torch.no_grad()
-    def _score(self, model: Any, dataset: Dataset) -> tuple[list[Any], list[Any]]:
+    def _score(self, role: str, model: Any, dataset: Dataset) -> tuple[list[Any], list[Any]]:
         """Per-token log-probs [nats] of every row's chosen and rejected, float32.
 
         Each rank scores a share of the rows; all ranks return all of them, in the data set's order.
@@ -224,23 +225,31 @@ class RoleScoring(TrainerBase):
         model.eval()
         found: list[tuple[int, Any, Any]] = []
         try:
-            for begin in range(0, len(share), size):
-                indices = share[begin : begin + size]
-                batch: Any = self._prepare_inputs(self.data_collator([dataset[i] for i in indices]))
-                for part in batch["parts"]:
-                    logps, _ = self._logps(model, part)
-                    for b, place in enumerate(part["place"].tolist()):
-                        chosen, rejected = (
-                            side.token[b][side.mask[b]].float().cpu().numpy()
-                            for side in (logps.chosen, logps.rejected)
-                        )
-                        found.append((indices[place], chosen, rejected))
+            with progress(f"score {role}", len(share), "pairs") as advance:
+                for begin in range(0, len(share), size):
+                    indices = share[begin : begin + size]
+                    rows = [dataset[i] for i in indices]
+                    found += [(indices[at], *sides) for at, *sides in self._scored(model, rows)]
+                    read = sum(len(row[name]) for row in rows for name in SCORED_COLUMNS)
+                    advance(len(rows), tokens=read)
         finally:
             model.train(was_training)
         if self.accelerator.num_processes > 1:
             found = gather_object(found)
         found.sort(key=lambda row: row[0])
         return [row[1] for row in found], [row[2] for row in found]
+
+    def _scored(self, model: Any, rows: list[Any]) -> Iterator[tuple[int, Any, Any]]:
+        """Place among `rows`, and the log-probs of chosen and rejected, in the passes' order."""
+        batch: Any = self._prepare_inputs(self.data_collator(rows))
+        for part in batch["parts"]:
+            logps, _ = self._logps(model, part)
+            for b, place in enumerate(part["place"].tolist()):
+                chosen, rejected = (
+                    side.token[b][side.mask[b]].float().cpu().numpy()
+                    for side in (logps.chosen, logps.rejected)
+                )
+                yield place, chosen, rejected
 
     def _probe(self) -> dict[str, float] | None:
         """Step 0: a reference that is the start policy must give margin 0 and loss log 2.

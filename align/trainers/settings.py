@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from transformers import Trainer
+
 from align import registry
 from align.reference import digest, rows_digest
 from align.runs.versions import versions
+from align.tokens.dataset import scored_columns
 from align.trainers.base import TrainerBase
-from align.trainers.rows import scored_columns
 
 # The arguments that move a number; what is not here (logging, saving, folders) may change freely.
 ARGUMENTS = (
@@ -39,21 +41,28 @@ ARGUMENTS = (
 
 def run_settings(trainer: TrainerBase) -> dict[str, Any]:
     """Objective, rows, start policy, roles, adapter, arguments and versions, ready for JSON."""
-    args = trainer.args
     columns = sorted({*scored_columns(trainer.train_dataset), *trainer._optional_columns})
-    adapters = getattr(trainer.model, "peft_config", None)
     return {
         "objective": trainer.objective.model_dump(mode="json") | _own_code(trainer),
         "rows": digest(rows_digest(trainer.train_dataset, [name]) for name in columns),
         "policy": trainer._start.to_json(),
         "roles": {role: identity.to_json() for role, identity in trainer.identities.items()},
+        **trained_settings(trainer),
+    }
+
+
+def trained_settings(trainer: Trainer) -> dict[str, Any]:
+    """Adapter, arguments and versions of any trainer, ready for JSON."""
+    args: Any = trainer.args
+    adapters = getattr(trainer.model, "peft_config", None)
+    return {
         "adapter": None
         if adapters is None
         else {
             name: json.loads(json.dumps(config.to_dict(), default=_plain))
             for name, config in adapters.items()
         },
-        **{name: getattr(args, name) for name in ARGUMENTS},
+        **{name: getattr(args, name) for name in ARGUMENTS if hasattr(args, name)},
         "optim": str(getattr(args.optim, "value", args.optim)),
         "processes": trainer.accelerator.num_processes,
         "versions": versions(),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NoReturn, Protocol
 from align.errors import RecipeError
 
 if TYPE_CHECKING:
+    from align.data.messages import Text
     from align.data.pairs import PreferencePair
     from align.data.prompts import Prompt
     from align.data.questions import Question
@@ -55,6 +56,10 @@ class World(ABC):
     def question(self, prompt: Prompt) -> Question:
         """One of its prompts with its right answer."""
         self._has_no("right answers to search for", prompt)
+
+    def hint(self, prompt: Prompt) -> Text:
+        """A demonstration that may be shown before one of its prompts, in the prompt's own form."""
+        self._has_no("hints", prompt)
 
     def judge(self) -> ScoreJudge | PairJudge:
         """The exact judge of its prompts."""

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from align.runs.cache import cached_folder, made_by
 from align.worlds import chat
 from align.worlds.base import World
-from align.worlds.cache import cached_folder, made_by
 
 # Written out so that the merges need no file: words that make up much of an English conversation,
 # the commonest first.
@@ -100,7 +100,7 @@ class Bytes(World):
     def base_model(self) -> Path:
         """The folder of the random model and its tokenizer, written on the first call."""
         parts = {"settings": asdict(self.settings), **made_by(__file__, chat.__file__)}
-        return cached_folder(self.name, parts, self._build)
+        return cached_folder(f"worlds/{self.name}", parts, self._build)
 
     def _build(self, folder: Path) -> None:
         """Save the model and its tokenizer as an ordinary transformers folder."""

@@ -32,9 +32,9 @@ from align.data.questions import Question
 from align.estimates import Estimate, mean, proportion
 from align.policies.base import Failed, Sampling
 from align.policies.in_process import InProcessPolicy
+from align.runs.cache import cached_folder, made_by
 from align.worlds import scene_model, scene_words
 from align.worlds.base import Split, World
-from align.worlds.cache import cached_folder, made_by
 from align.worlds.scene_words import (
     COLOURS,
     PLACES,
@@ -129,7 +129,7 @@ class Scenes(World):
         parts = asdict(self.settings) | made_by(
             __file__, scene_model.__file__, scene_words.__file__
         )
-        return cached_folder(self.name, parts, self._build)
+        return cached_folder(f"worlds/{self.name}", parts, self._build)
 
     def scenes(self, split: Split, n: int, *, seed: int) -> list[Scene]:
         """`n` different scenes of a split, with one object or more each."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from align.errors import DataError
-from align.worlds.cache import cached_folder, made_by
+from align.runs.cache import cached_folder, made_by
 
 SIDE = 8
 SHAPES = ("square", "plus", "cross")
@@ -237,7 +237,7 @@ class Shapes:
             **made_by(__file__, str(_UNET)),
         }
         # Through JSON, because a manifest gives lists back where tuples were.
-        return cached_folder(self.name, json.loads(json.dumps(parts)), self._build)
+        return cached_folder(f"worlds/{self.name}", json.loads(json.dumps(parts)), self._build)
 
     def encoder(self, folder: Path) -> ShapesEncoder:
         """The captions' embedding of the base model in `folder`."""

@@ -26,9 +26,9 @@ from align.estimates import Estimate, mean
 from align.judges.rule import RuleJudge
 from align.judges.table import TableJudge
 from align.policies.sampling import sample_completions
+from align.runs.cache import cached_folder, made_by
 from align.worlds import chat, style_game
 from align.worlds.base import Split, World
-from align.worlds.cache import cached_folder, made_by
 from align.worlds.chat import tiny_llama
 from align.worlds.style_game import (
     ADJECTIVES,
@@ -111,7 +111,7 @@ class Styles(World):
             "settings": asdict(self.settings),
             **made_by(__file__, style_game.__file__, chat.__file__),
         }
-        return cached_folder(self.name, parts, self._build)
+        return cached_folder(f"worlds/{self.name}", parts, self._build)
 
     def topics(self, split: Split, n: int | None = None, *, seed: int) -> list[Topic]:
         """`n` different topics of one split, or all, in an order that `seed` shuffles."""

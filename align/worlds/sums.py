@@ -33,6 +33,7 @@ from align.forest import TokenRow, score_rows
 from align.judges.base import JudgeFailed
 from align.judges.rule import RuleJudge
 from align.policies.sampling import sample_completions
+from align.runs.cache import cached_folder, made_by
 from align.worlds import additions, chat
 from align.worlds.additions import (
     MAX_NEW_TOKENS,
@@ -47,7 +48,6 @@ from align.worlds.additions import (
     written,
 )
 from align.worlds.base import Split, World
-from align.worlds.cache import cached_folder, made_by
 from align.worlds.chat import END, tiny_llama
 
 SLIPS = (-10, -1, 1, 10)
@@ -141,7 +141,7 @@ class Sums(World):
             "settings": asdict(self.settings),
             **made_by(__file__, additions.__file__, chat.__file__),
         }
-        return cached_folder(self.name, parts, self._build)
+        return cached_folder(f"worlds/{self.name}", parts, self._build)
 
     def problems(self, split: Split, n: int, *, seed: int) -> list[Operands]:
         """`n` different problems of one split, in an order that `seed` shuffles."""

@@ -88,7 +88,6 @@ class Progress:
     done: int = 0
     fresh: int = 0
     counts: dict[str, int] = field(default_factory=dict[str, int])
-    started: float = field(default_factory=time.monotonic)
 
     def add(self, built: Sequence[Built], *, is_fresh: bool) -> None:
         """Counts a chunk."""
@@ -98,17 +97,6 @@ class Progress:
             of_pairs = {"pairs": len(one.pairs), "dropped": len(one.dropped)}
             for name, n in {**of_pairs, **one.counts}.items():
                 self.counts[name] = self.counts.get(name, 0) + n
-
-    @property
-    def rate(self) -> float | None:
-        """Units per second of this process; None before the first."""
-        seconds = time.monotonic() - self.started
-        return self.fresh / seconds if self.fresh and seconds > 0 else None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """At the present rate."""
-        return None if self.rate is None else (self.units - self.done) / self.rate
 
 
 def cut(units: Sequence[Record], size: int) -> list[Chunk]:
@@ -161,7 +149,6 @@ def run_chunks(
             found[number] = [Built.model_validate(built) for built in line["built"]]
             progress.add(found[number], is_fresh=False)
         missing = [chunk for chunk in chunks if chunk.number not in found]
-        progress.started = time.monotonic()
         told(progress)
         if missing:
             for chunk, built, seconds in engine.run(missing, opening):

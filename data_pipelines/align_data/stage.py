@@ -32,7 +32,7 @@ from align.stages.policies import borrowed_policy
 from align.stages.prompts import PromptSource
 from align.stages.workshop import Workshop
 from align_data.chunks import Engine, InProcess, Work, run_chunks
-from align_data.progress import ProgressLines
+from align_data.progress import shown
 from align_data.settings import PipelineSettings
 from align_data.site import Site, engine_of
 
@@ -134,7 +134,7 @@ class PipelineStage(ABC, Generic[N]):
         """Writes a `BuiltPair` per line, and a record per unit."""
         units = self.units(context)
         engine = engine_of(self.workshop.recipe)
-        with ExitStack() as stack, ProgressLines(self.name) as told:
+        with ExitStack() as stack, shown(self.name, len(units)) as told:
             built = run_chunks(
                 units,
                 Opening(self.node, self._site(context, engine, stack)),
@@ -232,11 +232,20 @@ class CandidateStage(PipelineStage[PipelineNode]):
 
 
 def candidates(context: StageContext) -> list[Candidates]:
-    """The different completions of each prompt; a prompt with fewer than two has nothing to say."""
+    """The different whole completions of each prompt; one with fewer than two has nothing to say.
+
+    A completion that was cut off and kept is no response that a pipeline could compare.
+    """
     return [
         Candidates(
             prompt=_prompt(line["prompt"]),
-            responses=tuple(dict.fromkeys(line["completions"])),
+            responses=tuple(
+                dict.fromkeys(
+                    text
+                    for at, text in enumerate(line["completions"])
+                    if at not in line["unfinished"]
+                )
+            ),
             policy=line["sampler"],
             group_id=line["group_id"],
             source=line["source"],

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
 from align.evaluation import Benchmark, Subject
-from align.policies.base import Sampling
 from align.servers.caller import CachedCaller
 from align.servers.calls import CallStore
 from align.servers.endpoint import Endpoint, OpenAICaller
 from align.servers.gate import Limits
-from align_eval.outputs import Outputs, kept_outputs
+from align_eval.outputs import AnswerSampling, Outputs, in_words, kept_outputs
 
 NonEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
 
-# As the benchmarks are usually run: the likeliest token, and room for a long answer.
-GREEDY = Sampling(max_new_tokens=2048, temperature=0.0)
 CALLS = "calls.sqlite"
 GENERATED = "generated.jsonl"
 
@@ -27,8 +24,8 @@ GENERATED = "generated.jsonl"
 class JudgedBenchmark(Benchmark):
     """A benchmark whose outputs a language model behind a server judges."""
 
-    sampling: Sampling = GREEDY
-    """How the recipe's model writes its outputs."""
+    sampling: AnswerSampling = AnswerSampling()
+    """How the recipe's model writes its outputs: greedily where the recipe does not say."""
     annotator: Endpoint
     """Where the language model that judges is served."""
     limits: Limits = Limits()
@@ -37,10 +34,38 @@ class JudgedBenchmark(Benchmark):
     """Seed of the model's outputs, and of the bootstrap where there is one."""
     max_failed: float = Field(default=0.01, ge=0, le=1)
     """Share of the questions that may fail before there is no score."""
+    limit: int | None = Field(default=None, ge=1)
+    """Questions at most, the first ones of the file; null takes all. The score of a part is
+    comparable with no leaderboard."""
+    calls_each: ClassVar[int] = 2
+    """Calls of the annotator for each question."""
 
     def settings(self) -> Any:
         """Without `limits`: how hard a server is asked moves no number."""
         return self.model_dump(mode="json", exclude={"limits"})
+
+    def planned(self) -> list[str]:
+        """What would be asked of whom; reads every file that the recipe names.
+
+        Raises:
+            AlignError: a file is none of its kind, or lacks a question's row.
+        """
+        asked, there = len(self.prompts()), self.there()
+        is_part = self.limited() is not None
+        who = f"{self.annotator.model} at {self.annotator.base_url}"
+        lines = [
+            f"questions: {f'the first {asked} of {there}' if is_part else asked}",
+            f"judge: {who}, at most {asked * self.calls_each} calls, repeated tries aside",
+        ]
+        if self.asks_policy():
+            return [*lines, f"answers: {in_words(self.sampling)}"]
+        outputs = self.read()
+        return [*lines, f"answers: {len(outputs.texts)} of {outputs.generator}"]
+
+    def limited(self) -> tuple[int, int] | None:
+        """Number of questions asked, and of all; None where these are all."""
+        there = self.there()
+        return None if self.limit is None or self.limit >= there else (self.limit, there)
 
     def measure(self, subject: Subject, folder: Path) -> dict[str, Any]:
         """Judges outputs that are read, or generated once and kept in `folder`."""
@@ -72,6 +97,10 @@ class JudgedBenchmark(Benchmark):
     @abstractmethod
     def prompts(self) -> dict[str, str]:
         """What the model is asked, by the key of the question."""
+
+    @abstractmethod
+    def there(self) -> int:
+        """Number of questions in the file, whatever `limit` says."""
 
     @abstractmethod
     def read(self) -> Outputs:

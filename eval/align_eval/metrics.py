@@ -6,33 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
 from align.data.messages import Text
 from align.data.pairs import PreferencePair
 from align.estimates import Estimate, mean, proportion
-from align.forest import TokenRow, score_rows
-from align.forest.padded import Pictures
 from align.judges.base import Answer, JudgeFailed, ScoreJudge
 from align.types import Logps, Pair
 
 # Log-probs are float32 sums over up to some thousand tokens: a smaller difference is rounding.
 TIE_NATS = 1e-4
-
-
-def score_pairs(
-    model: PreTrainedModel,
-    pairs: Pair[list[TokenRow]],
-    *,
-    batch_size: int = 64,
-    pictures: Pair[Pictures | None] | None = None,
-) -> Pair[Logps]:
-    """Log-probs of both sides of every pair, without gradient and without dropout."""
-    shown = pictures or Pair(None, None)
-    return Pair(
-        score_rows(model, pairs.chosen, batch_size=batch_size, pictures=shown.chosen),
-        score_rows(model, pairs.rejected, batch_size=batch_size, pictures=shown.rejected),
-    )
 
 
 def preference_metrics(policy: Pair[Logps], reference: Pair[Logps]) -> dict[str, Estimate]:

@@ -4,16 +4,52 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from align.data.column_map import AS_THEY_ARE
 from align.data.messages import Message
 from align.data.prompts import Prompt
 from align.data.records import content_id
 from align.errors import DataError
 from align.policies.base import Failed, Policy, Sampling
+from align.progress import progress
 from align_eval.row_files import by_key, read_rows, write_jsonl
+
+# Completions drawn before they are kept; as many as the engine in this process draws at a time.
+AT_ONCE = 128
+
+
+class AnswerSampling(Sampling):
+    """How a benchmark's questions are answered: what a recipe leaves out stays as the benchmarks
+    are usually run, the likeliest token, and what is cut off judged as it stands.
+
+    Attributes:
+        max_new_tokens: most tokens of an answer, its end token included.
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        keep_unfinished: an answer cut off at max_new_tokens is judged as it stands, and counted;
+            else it is a failure.
+    """
+
+    max_new_tokens: int = Field(default=2048, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0)
+    keep_unfinished: bool = True
+
+
+def in_words(sampling: Sampling | Mapping[str, Any]) -> str:
+    """How completions are drawn, for people: every setting that a number depends on."""
+    of = Sampling.model_validate(dict(sampling))
+    is_greedy = of.temperature == 0 or of.top_k == 1
+    parts = ["greedy" if is_greedy else f"temperature {of.temperature:g}"]
+    if not is_greedy:
+        parts += [f"top_p {of.top_p:g}"] if of.top_p < 1 else []
+        parts += [f"top_k {of.top_k}"] if of.top_k else []
+    parts.append(f"at most {of.max_new_tokens} tokens")
+    parts += [f"up to {' or '.join(map(repr, of.stop))}"] if of.stop else []
+    return ", ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -25,12 +61,27 @@ class Outputs:
         texts: by the prompt's key; a key without a text failed.
         reasons: failures of the generation by reason.
         about: how they were made.
+        failed: key -> reason, where the keys are known.
+        cut: keys of the texts that were cut off at max_new_tokens; None where nobody knows.
     """
 
     generator: str
     texts: Mapping[str, str]
     reasons: Mapping[str, int]
     about: Mapping[str, Any]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    cut: frozenset[str] | None = None
+
+    @property
+    def n_cut(self) -> int | None:
+        """Texts that were cut off; None where nobody knows."""
+        return None if self.cut is None else len(self.cut)
+
+    @property
+    def notes(self) -> list[str]:
+        """How they were drawn, for people."""
+        sampling = self.about.get("sampling")
+        return [f"Outputs of {self.generator}: {in_words(sampling)}."] if sampling else []
 
 
 def generate_outputs(
@@ -44,7 +95,8 @@ def generate_outputs(
 ) -> Outputs:
     """One completion per prompt, as answers to a single user turn.
 
-    A completion that does not end within max_new_tokens is a failure and no output.
+    A completion that does not end within max_new_tokens is a failure and no output, unless the
+    sampling keeps it.
 
     Args:
         policy: what answers.
@@ -61,19 +113,24 @@ def generate_outputs(
         for number, (key, text) in enumerate(prompts.items(), start=1)
     ]
     texts: dict[str, str] = {}
-    reasons: Counter[str] = Counter()
+    failed: dict[str, str] = {}
+    cut: set[str] = set()
     drawn = policy.generate(rows, 1, sampling, seed)
     for key, (sample,) in zip(prompts, drawn, strict=True):
         if isinstance(sample, Failed):
-            reasons[f"no output ({sample.reason})"] += 1
+            failed[key] = sample.reason
             continue
         assert not isinstance(sample.completion, str)
         texts[key] = sample.completion[-1].content
+        if not sample.finished:
+            cut.add(key)
     return Outputs(
         generator,
         texts,
-        dict(sorted(reasons.items())),
+        _counted(failed),
         {"policy": policy.identity, "sampling": sampling.model_dump(mode="json"), "seed": seed},
+        failed,
+        frozenset(cut),
     )
 
 
@@ -89,6 +146,8 @@ def kept_outputs(
 ) -> Outputs:
     """As `generate_outputs`, but what `path` already holds of the same policy is not drawn again.
 
+    Completions are kept after every `AT_ONCE` of them, so a killed run goes on from there.
+
     Args:
         path: of the kept completions; replaced where policy, sampling or seed are other ones.
         policy: what answers.
@@ -101,32 +160,58 @@ def kept_outputs(
     made_by = content_id(policy.identity, sampling.model_dump(mode="json"), seed)
     rows = read_rows(path, needs=("made_by", "key", "text")) if path.exists() else []
     kept = {row["key"]: row["text"] for row in rows if row["made_by"] == made_by}
-    found = generate_outputs(
-        policy,
-        {key: text for key, text in prompts.items() if key not in kept},
-        generator=generator,
-        sampling=sampling,
-        seed=seed,
-        source=source,
+    cut = {row["key"] for row in rows if row["key"] in kept and row.get("cut")}
+    missing = [(key, text) for key, text in prompts.items() if key not in kept]
+    about = {"policy": policy.identity, "sampling": sampling.model_dump(mode="json"), "seed": seed}
+    failed: dict[str, str] = {}
+    done = len(prompts) - len(missing)
+    with progress(f"{source} answers", len(prompts), "answers", done=done) as advance:
+        for start in range(0, len(missing), AT_ONCE):
+            block = dict(missing[start : start + AT_ONCE])
+            found = generate_outputs(
+                policy, block, generator=generator, sampling=sampling, seed=seed, source=source
+            )
+            kept |= found.texts
+            failed |= found.failed
+            cut |= found.cut or set()
+            lines = (
+                {"made_by": made_by, "key": k, "text": t, "cut": k in cut} for k, t in kept.items()
+            )
+            write_jsonl(path, lines)
+            advance(len(block))
+    texts = {key: kept[key] for key in prompts if key in kept}
+    return Outputs(
+        generator, texts, _counted(failed), about, failed, frozenset(cut.intersection(texts))
     )
-    texts = {key: {**kept, **found.texts}.get(key) for key in prompts}
-    whole = {key: text for key, text in texts.items() if text is not None}
-    write_jsonl(path, ({"made_by": made_by, "key": k, "text": t} for k, t in whole.items()))
-    return replace(found, texts=whole)
 
 
-def read_outputs(path: Path, prompts: Sequence[str], *, generator: str | None) -> Outputs:
+def _counted(failed: Mapping[str, str]) -> dict[str, int]:
+    counts = Counter(f"no output ({reason})" for reason in failed.values())
+    return dict(sorted(counts.items()))
+
+
+def read_outputs(
+    path: Path,
+    prompts: Sequence[str],
+    *,
+    generator: str | None,
+    limit: int | None = None,
+    columns: Mapping[str, str] = AS_THEY_ARE,
+) -> Outputs:
     """AlpacaEval's model_outputs.json (instruction, output, generator), joined by instruction.
 
     Args:
         path: JSON list or JSON Lines.
         prompts: the instructions that there are.
         generator: the model's name; None takes the one that the file names.
+        limit: takes the outputs of the first so many instructions; None takes all.
+        columns: as `read_rows` takes them.
 
     Raises:
         DataError: an instruction is foreign or occurs twice, or the file names several generators.
     """
-    rows = by_key(read_rows(path, needs=("instruction", "output")), "instruction", str(path))
+    found = read_rows(path, needs=("instruction", "output"), columns=columns)
+    rows = by_key(found, "instruction", str(path))
     known = set(prompts)
     foreign = [number for number, text in enumerate(rows, start=1) if text not in known]
     if foreign:
@@ -143,7 +228,8 @@ def read_outputs(path: Path, prompts: Sequence[str], *, generator: str | None) -
                 "in the recipe."
             )
         (generator,) = names
-    missing = len(known) - len(rows)
+    asked = prompts[:limit]
+    texts = {text: str(rows[text]["output"]) for text in asked if text in rows}
+    missing = len(asked) - len(texts)
     reasons = {"no output (not in the file)": missing} if missing else {}
-    texts = {text: str(row["output"]) for text, row in rows.items()}
     return Outputs(generator, texts, reasons, {"file": path.name})

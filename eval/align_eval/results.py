@@ -14,11 +14,21 @@ from align.errors import DataError
 from align.runs.folder import write_atomically
 from align.runs.manifest import file_digest
 from align.servers.caller import CachedCaller
+from align_eval.order import OrderEffect
 
 # Above this share of failures a number is published with a flag only.
 FLAGGED = 0.01
 RESULTS = "results.json"
 TABLE = "table.md"
+VERSIONED = (
+    "align-toolkit",
+    "alpaca-eval",
+    "langdetect",
+    "numpy",
+    "openai",
+    "torch",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,11 @@ class Result:
         n_failed: without one.
         reasons: failures by reason.
         provenance: inputs, judge, decoding, hashes of templates and parsers, seeds.
+        n_cut: outputs that were cut off at their token limit and judged as they stand; None where
+            nobody knows.
+        limited: number of questions asked, and of all that there are; None where these are all.
+        order: what the order in which a judge saw two outputs did.
+        notes: sentences for people, below the table.
     """
 
     name: str
@@ -44,6 +59,10 @@ class Result:
     n_failed: int
     reasons: Mapping[str, int]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    n_cut: int | None = None
+    limited: tuple[int, int] | None = None
+    order: OrderEffect | None = None
+    notes: Sequence[str] = ()
 
     @property
     def failed_share(self) -> float:
@@ -52,7 +71,21 @@ class Result:
 
     @property
     def flag(self) -> str | None:
-        """What a reader must be told where more than 1 % failed."""
+        """What a reader must be told: not every question was asked, or more than 1 % failed."""
+        said = [text for text in (self.part, self.failures) if text is not None]
+        return "; ".join(said) or None
+
+    @property
+    def part(self) -> str | None:
+        """That not every question was asked."""
+        if self.limited is None:
+            return None
+        asked, there = self.limited
+        return f"the first {asked} of {there} questions only: comparable with no leaderboard"
+
+    @property
+    def failures(self) -> str | None:
+        """What failed, where that is more than 1 %."""
         if self.failed_share <= FLAGGED:
             return None
         why = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
@@ -71,6 +104,11 @@ class Result:
             "n_failed": self.n_failed,
             "reasons": dict(self.reasons),
             "flag": self.flag,
+            "n_cut": self.n_cut,
+            "limited": dict(zip(("asked", "of"), self.limited, strict=True))
+            if self.limited is not None
+            else None,
+            "order": self.order.to_json() if self.order is not None else None,
             "provenance": dict(self.provenance),
             "versions": versions(),
         }
@@ -95,7 +133,7 @@ def write_result(folder: Path, result: Result, *, max_failed: float) -> dict[str
     if refused:
         (folder / TABLE).unlink(missing_ok=True)
         raise DataError(
-            f"{result.name}: {result.flag or f'{result.n_failed} of {result.n} failed'}; more than "
+            f"{result.name}: {result.failures or _failed(result)}; more than "
             f"max_failed ({max_failed:g}) allows, so there is no score. Run the same command "
             "again: what was answered is stored, and only what failed is asked."
         )
@@ -104,18 +142,29 @@ def write_result(folder: Path, result: Result, *, max_failed: float) -> dict[str
 
 
 def table_text(result: Result) -> str:
-    """The table in Markdown, with counts and flag below."""
+    """The table in Markdown, with counts, notes and flag below."""
     columns = list(result.table[0]) if result.table else []
     lines = [
         "| " + " | ".join(columns) + " |",
         "|" + " --- |" * len(columns),
         *("| " + " | ".join(_cell(row[c]) for c in columns) + " |" for row in result.table),
-        "",
-        f"{result.name}: {result.n} rows, {result.n_judged} judged, {result.n_failed} failed.",
     ]
+    cut = "" if result.n_cut is None else f", {result.n_cut} cut off at the token limit"
+    counts = f"{result.n_judged} judged, {result.n_failed} failed"
+    lines = [*(lines if columns else ["There is no score: too little was judged."]), ""]
+    lines.append(f"{result.name}: {result.n} rows, {counts}{cut}.")
+    notes = list(result.notes)
+    if result.order is not None and result.order.untied:
+        notes.append(result.order.in_words())
+    for note in notes:
+        lines += ["", note]
     if result.flag is not None:
         lines += ["", f"**{result.flag}.**"]
     return "\n".join(lines) + "\n"
+
+
+def _failed(result: Result) -> str:
+    return f"{result.n_failed} of {result.n} failed"
 
 
 def _cell(value: Any) -> str:
@@ -127,7 +176,7 @@ def _cell(value: Any) -> str:
 def versions() -> dict[str, str]:
     """Of Python and of every installed package that can move a number."""
     found = {"python": platform.python_version()}
-    for name in ("align-toolkit", "alpaca-eval", "numpy", "openai", "torch", "transformers"):
+    for name in VERSIONED:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.data.column_map import AS_THEY_ARE, with_columns
+from align.data.problems import RowProblem
 from align.errors import DataError
 from align.runs.folder import write_atomically
 
 Row = dict[str, Any]
 
 
-def read_rows(path: Path, needs: Sequence[str] = ()) -> list[Row]:
+def read_rows(
+    path: Path, needs: Sequence[str] = (), columns: Mapping[str, str] = AS_THEY_ARE
+) -> list[Row]:
     """The objects of a file whose name ends in .json or .jsonl, with or without .gz.
 
     Args:
         path: a JSON list, or one object per line.
         needs: keys that every row must have.
+        columns: as `align.data.column_map.with_columns` takes them.
 
     Raises:
         DataError: the file cannot be read, or a row is no object or lacks a key.
@@ -41,14 +46,33 @@ def read_rows(path: Path, needs: Sequence[str] = ()) -> list[Row]:
             f"({type(error).__name__}). Write one object per "
             f"{'line' if name.endswith('.jsonl') else 'item'}."
         ) from error
+    if columns:
+        rows = list(_renamed(path, rows, columns))
     for number, row in rows:
         missing = [key for key in needs if key not in row] if isinstance(row, dict) else ["{}"]
         if missing:
+            has = f" and has {', '.join(map(str, row))}" if isinstance(row, dict) and row else ""
             raise DataError(
                 f"{path}:{number}: the row has no {', '.join(missing)}; it needs "
-                f"{', '.join(needs) or 'to be an object'}."
+                f"{', '.join(needs) or 'to be an object'}{has}."
             )
     return [row for _, row in rows]
+
+
+def _renamed(
+    path: Path, rows: Sequence[tuple[int, Any]], columns: Mapping[str, str]
+) -> Iterator[tuple[int, Any]]:
+    objects = [(str(path), number, row) for number, row in rows if isinstance(row, dict)]
+    if len(objects) < len(rows):
+        yield from rows  # the caller says which row is none
+        return
+    for _, number, row in with_columns(objects, columns):
+        if isinstance(row, RowProblem):
+            raise DataError(
+                f"{path}:{number}: nothing at {row.field}: {row.detail}. Mend `columns`, or leave "
+                "such rows out of the file."
+            )
+        yield number, dict(row)
 
 
 def _text(path: Path) -> str:

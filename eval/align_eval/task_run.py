@@ -13,12 +13,14 @@ from align import registry
 from align.data.records import content_id
 from align.errors import RecipeError
 from align.evaluation import Benchmark, Subject
+from align.nearest import did_you_mean
 from align.policies.base import Policy
 from align.registry import is_path
 from align.runs.manifest import file_digest
 from align_eval.judged import NonEmpty
+from align_eval.outputs import in_words
 from align_eval.results import Result, write_result
-from align_eval.tasks import Task, TaskScore, load_task, measure_task, questions_of
+from align_eval.tasks import Task, TaskItem, TaskScore, load_task, measure_task, questions_of
 
 
 class Tasks(Benchmark):
@@ -39,8 +41,18 @@ class Tasks(Benchmark):
     there is no score."""
 
     def reads_files(self) -> Sequence[str]:
-        """Files with questions."""
-        return list(self.files.values())
+        """The tasks that are files, and the files with questions."""
+        named = [name.rpartition(":")[0] if is_path(name) else name for name in self.tasks]
+        tasks = [name for name in named if name.endswith((".yaml", ".yml", ".py"))]
+        return [*tasks, *self.files.values()]
+
+    def planned(self) -> list[str]:
+        """What would be asked; reads every task and every question."""
+        tasks = [load_task(name) for name in self.tasks]
+        return [
+            f"{task.name} v{task.version}: {len(questions)} questions, {in_words(task.sampling)}"
+            for task, questions in zip(tasks, _asked(self, tasks), strict=True)
+        ]
 
     def settings(self) -> Any:
         """The node, with the content of what it names."""
@@ -70,14 +82,11 @@ def run_tasks(node: Tasks, policy: Policy, folder: Path, *, model: str) -> dict[
             the model's own.
     """
     tasks = [load_task(name) for name in node.tasks]
-    if unused := set(node.files) - {task.name for task in tasks}:
-        raise RecipeError(f"files: {', '.join(sorted(unused))} is none of the tasks; take it out.")
     files = {name: Path(path) for name, path in node.files.items()}
-    asked = {
-        task.name: questions_of(task, files.get(task.name), n=node.n, seed=node.seed)
-        for task in tasks
-    }
-    scores = [measure_task(task, policy, asked[task.name], seed=node.seed) for task in tasks]
+    scores = [
+        measure_task(task, policy, questions, seed=node.seed)
+        for task, questions in zip(tasks, _asked(node, tasks), strict=True)
+    ]
     n = sum(score.n for score in scores)
     reasons = sum((Counter(score.reasons) for score in scores), Counter[str]())
     result = Result(
@@ -102,8 +111,32 @@ def run_tasks(node: Tasks, policy: Policy, folder: Path, *, model: str) -> dict[
                 for task in tasks
             },
         },
+        n_cut=sum(score.n_cut for score in scores),
+        notes=[f"Answers to {task.name}: {in_words(task.sampling)}." for task in tasks],
     )
     return write_result(folder, result, max_failed=node.max_failed)
+
+
+def _asked(node: Tasks, tasks: Sequence[Task]) -> list[list[TaskItem]]:
+    """The questions of each task.
+
+    Raises:
+        RecipeError: a file for none of the tasks, or a task without its file.
+        DataError: a file is none of its kind.
+    """
+    if unused := set(node.files) - {task.name for task in tasks}:
+        known = [task.name for task in tasks]
+        near = did_you_mean(min(unused), known) or f"; the tasks are {', '.join(known)}"
+        raise RecipeError(f"files: {', '.join(sorted(unused))} is none of the tasks{near}.")
+    return [
+        questions_of(
+            task,
+            Path(node.files[task.name]) if task.name in node.files else None,
+            n=node.n,
+            seed=node.seed,
+        )
+        for task in tasks
+    ]
 
 
 def hash_of(task: Task) -> str:

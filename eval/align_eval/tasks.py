@@ -33,6 +33,7 @@ from align.registry import WORLD, is_path, no_such_world
 from align.worlds import world
 from align.worlds.base import World
 from align_eval.row_files import read_rows
+from align_eval.task_faults import faults_in_words
 
 OF_A_WORLD = 256
 # Failures that are the model's own: the answer is wrong. All others leave the question out.
@@ -129,6 +130,7 @@ class TaskScore:
         own_failures: answers that were wrong because there was no whole one, by reason.
         reasons: questions without an answer for another reason.
         outcomes: counts of the styles, in the world of styles.
+        n_cut: answers that were cut off at the token limit and read as they stand.
     """
 
     name: str
@@ -139,6 +141,7 @@ class TaskScore:
     own_failures: Mapping[str, int]
     reasons: Mapping[str, int]
     outcomes: Mapping[str, int]
+    n_cut: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -149,6 +152,7 @@ class TaskScore:
             "n": self.n,
             "own_failures": dict(self.own_failures),
             "reasons": dict(self.reasons),
+            "n_cut": self.n_cut,
             **({"outcomes": dict(self.outcomes)} if self.outcomes else {}),
         }
 
@@ -173,9 +177,8 @@ def load_task(name: str) -> Task:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Task.model_validate(written)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"{path}: {where}: {first['msg']}. Mend the task file.") from error
+        faults = faults_in_words(error, Task)
+        raise RecipeError(f"{path}: {faults}. Mend the task file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is no YAML ({type(error).__name__}). Mend it.") from error
 
@@ -283,6 +286,7 @@ def measure_task(
     own: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     answers: list[Answer] = []
+    n_cut = 0
     drawn = policy.generate(rows, 1, task.sampling, seed)
     for question, (sample,) in zip(questions, drawn, strict=True):
         if isinstance(sample, Failed):
@@ -290,6 +294,7 @@ def measure_task(
             continue
         assert not isinstance(sample.completion, str)
         text = sample.completion[-1].content
+        n_cut += not sample.finished
         answers.append(Answer(question.text, text, id=str(len(answers))))
     n = len(answers) + own.total()
     strict, flexible = (
@@ -304,6 +309,7 @@ def measure_task(
         own_failures=dict(sorted(own.items())),
         reasons=dict(sorted(reasons.items())),
         outcomes=_outcomes(task, answers),
+        n_cut=n_cut,
     )
 
 

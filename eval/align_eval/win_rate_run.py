@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from align.data.messages import prompt_id
 from align.errors import RecipeError
 from align.judges.base import Comparison, probability
 from align.judges.pairwise_llm import PARSER, TEMPLATE, PairwiseLLM, PairwiseSettings
+from align.nearest import did_you_mean
+from align.node import Conflict
 from align.servers.caller import CachedCaller
 from align_eval.judged import JudgedBenchmark, NonEmpty
 from align_eval.outputs import Outputs, read_outputs
@@ -31,12 +33,22 @@ class WinRate(JudgedBenchmark):
     """The opponent's outputs: rows with instruction and output."""
     outputs: NonEmpty | None = None
     """The model's outputs; null lets the recipe's model answer the opponent's instructions."""
+    columns: Mapping[str, NonEmpty] = {}
+    """Columns of both files under our names, as {instruction: turns.0, output: reference.0}. Dots
+    lead into lists and maps."""
     name: str | None = Field(default=None, min_length=1)
     """The model's name in tables; null takes what `outputs` says, or the recipe's model."""
     how: PairwiseSettings = PairwiseSettings()
     """How it is asked."""
     resamples: int = Field(default=1000, ge=10)
     """Of the bootstrap."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        known = ("instruction", "output", "generator")
+        for name in self.columns:
+            if name not in known:
+                near = did_you_mean(name, known) or f"; write {', '.join(known)}"
+                yield f"columns.{name}", f"no column that is read{near}"
 
     def called(self) -> str | None:
         """The model's name in tables, where the recipe gives one."""
@@ -49,6 +61,10 @@ class WinRate(JudgedBenchmark):
     def asks_policy(self) -> bool:
         """Whether the model must answer."""
         return self.outputs is None
+
+    def there(self) -> int:
+        """Number of the opponent's instructions."""
+        return len(opponent_of(self).texts)
 
     def prompts(self) -> dict[str, str]:
         """What the model is asked: the opponent's instructions, each its own key."""
@@ -64,20 +80,28 @@ class WinRate(JudgedBenchmark):
 
 
 def opponent_of(node: WinRate) -> Outputs:
-    """The opponent's outputs, by instruction.
+    """The opponent's outputs, by instruction; all of them, whatever `limit` says.
 
     Raises:
         DataError: the file cannot be read, or names several generators.
     """
     path = Path(node.against)
-    rows = by_key(read_rows(path, needs=("instruction", "output")), "instruction", str(path))
+    found = read_rows(path, needs=("instruction", "output"), columns=node.columns)
+    rows = by_key(found, "instruction", str(path))
     named = any(row.get("generator") for row in rows.values())
-    return read_outputs(path, list(rows), generator=None if named else path.stem)
+    return read_outputs(
+        path, list(rows), generator=None if named else path.stem, columns=node.columns
+    )
 
 
 def prompts_of(node: WinRate) -> dict[str, str]:
     """What the model is asked: the opponent's instructions, each its own key."""
-    return {text: text for text in opponent_of(node).texts}
+    return {text: text for text in _asked(node, opponent_of(node))}
+
+
+def _asked(node: WinRate, opponent: Outputs) -> list[str]:
+    """The instructions that are judged."""
+    return list(opponent.texts)[: node.limit]
 
 
 def outputs_of(node: WinRate) -> Outputs:
@@ -89,7 +113,10 @@ def outputs_of(node: WinRate) -> Outputs:
     """
     if node.outputs is None:
         raise RecipeError("outputs: is null; let the model write them, or name a file.")
-    return read_outputs(Path(node.outputs), list(prompts_of(node)), generator=node.name)
+    known = list(opponent_of(node).texts)
+    return read_outputs(
+        Path(node.outputs), known, generator=node.name, limit=node.limit, columns=node.columns
+    )
 
 
 def run_win_rate(
@@ -110,8 +137,8 @@ def run_win_rate(
     """
     opponent = opponent_of(node)
     items = [
-        Comparison(text, outputs.texts.get(text, ""), theirs, id=prompt_id(text))
-        for text, theirs in opponent.texts.items()
+        Comparison(text, outputs.texts.get(text, ""), opponent.texts[text], id=prompt_id(text))
+        for text in _asked(node, opponent)
     ]
     verdicts = PairwiseLLM(caller, node.how).compare(items)
     score = win_rate(items, verdicts, seed=node.seed, resamples=node.resamples)
@@ -156,5 +183,8 @@ def run_win_rate(
             "bootstrap": {"resamples": node.resamples, "seed": node.seed},
             "inputs": inputs_of(against=node.against, outputs=node.outputs),
         },
+        n_cut=outputs.n_cut,
+        limited=node.limited(),
+        notes=outputs.notes,
     )
     return write_result(folder, result, max_failed=node.max_failed)

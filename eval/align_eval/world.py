@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ class WorldMeasure(Measurement):
 
     run: Literal["world"] = "world"
     """Which evaluation."""
+    reads_start: ClassVar[bool] = True
     world: str = Field(min_length=1)
     """The world: sums, styles, scenes, or file.py:object of one's own."""
 

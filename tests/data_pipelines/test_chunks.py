@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from align.data.built import Built
 from align.data.questions import Question
 from align.errors import Interrupted, RecipeError
+from align.progress import Phase
 from align.runs.ledger import read_records
 from align_data.chunks import Chunk, InProcess, Progress, cut, run_chunks
+from align_data.progress import shown
 from align_data.ray_engine import RayActors
 
 
@@ -160,3 +163,26 @@ def test_two_ray_workers_give_the_rows_of_one_process(tmp_path: Path) -> None:
     assert there == here
     workers = {int(path.name) for path in folder.iterdir()} - {os.getpid()}
     assert len(workers) == 2
+
+
+def test_what_a_pipeline_shows_is_its_units_and_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phases: Any
+) -> None:
+    with pytest.raises(OSError, match="went away"):
+        run(questions(6), Worker(fails_at=5), tmp_path / "j.jsonl")
+    notes: list[str] = []
+    count = Phase.count
+
+    def counted(self: Phase, n: int = 1, tokens: int = 0, *, note: str | None = None) -> None:
+        notes.append(f"{self.done}+{n}: {note}")
+        count(self, n, tokens, note=note)
+
+    monkeypatch.setattr(Phase, "count", counted)
+    with shown("mcts", 6) as told:
+        run(questions(6), Worker(), tmp_path / "j.jsonl", told=told)
+    # Four units came out of the journal, with two tokens each.
+    assert notes == [
+        "4+0: 0 pairs, 0 dropped, 8 tokens",
+        "4+2: 0 pairs, 0 dropped, 12 tokens",
+    ]
+    assert phases == [("mcts", "units", 6, [6], 0)]

@@ -10,6 +10,7 @@ from align.data.messages import Message
 from align.data.pairs import PreferencePair
 from align.evaluation import Subject, Weights
 from align.policies.in_process import InProcessPolicy
+from align.policies.start import Start
 from align.tokens.tokenized_pair import TokenizedPair
 from align.worlds.additions import prompt_ids, prompt_of, solution_of
 from align.worlds.sums import Sums, SumsSettings
@@ -59,7 +60,7 @@ def subject_of(miniature, held_out) -> Callable[..., Subject]:
         settings = {
             "name": "miniature",
             "policy": lambda: InProcessPolicy(policy, tokenizer),
-            "weights": lambda: Weights(policy, tokenizer, reference),
+            "weights": lambda: Weights(policy, tokenizer, Start.in_memory(reference)),
             "held_out": held_out,
             "n": 6,
             "seed": 0,

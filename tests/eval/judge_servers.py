@@ -48,7 +48,10 @@ class LogprobServer(FaultServer):
 
     def _completion(self, path, body, text=None):
         content = json.loads(super()._completion(path, body, text))
-        if text is None:
+        if text is not None:
+            likely = [{"token": "VERDICT", "logprob": -0.1}]
+            content["choices"][0]["logprobs"] = {"content": [{"top_logprobs": likely}]}
+        else:
             first, second = OUTPUTS.search(body["messages"][-1]["content"]).groups()
             z = logit(first, second)
             likely = [

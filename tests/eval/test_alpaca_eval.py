@@ -216,7 +216,9 @@ def test_the_fit_recovers_a_judge_that_likes_length(tmp_path):
     assert (length, hard, model) == pytest.approx((-1.5, 0.8, -0.7), abs=0.02)
     at_equal_length = np.mean([1 / (1 + math.exp(-(0.8 * d - 0.7))) for d in difficulty.values()])
     assert found.win_rate == pytest.approx(100 * at_equal_length, abs=0.3)
-    assert found.kind == "offline estimate: df_gamed.csv is not given"
+    assert found.kind.startswith("offline estimate: df_gamed.csv is not given; on 55 published")
+    assert "1.2 points off on average, 4.8 at most" in found.kind
+    assert found.error == 4.8
     shuffled = random.Random(0).sample(annotations, len(annotations))
     again = fit_length_controlled(shuffled, difficulty=difficulty)
     assert again.win_rate == pytest.approx(found.win_rate, abs=0.05)
@@ -239,12 +241,32 @@ def test_only_the_official_side_file_gives_an_official_number(tmp_path, monkeypa
     monkeypatch.setattr(length_controlled, "ORDER_SHA256", order_digest(list(difficulty)))
     score, _ = with_length_control(annotations, gamed=read_gamed(path, list(difficulty)))
     assert score.length_controlled_kind == "official"
-    _, without = with_length_control(annotations)
-    assert without.kind.endswith("nor the difficulty of the instructions")
-    assert without.weights["instruction_difficulty"] == 0.0
+    assert (score.length_controlled_error, len(leaderboard_row(score))) == (None, 11)
     foreign = [{**annotations[0], "instruction": "another"}, *annotations[1:]]
     with pytest.raises(DataError, match="1 of 60"):
         fit_length_controlled(foreign, gamed=gamed)
+
+
+def test_without_a_difficulty_there_is_no_length_controlled_number():
+    annotations, difficulty = made_up(60)
+    score, fitted = with_length_control(annotations)
+    assert fitted is None
+    assert score == score_annotations(annotations)
+    assert score.length_controlled_win_rate is None
+    with pytest.raises(RecipeError, match=r"df_gamed.csv .*`gamed` .* or a .*`difficulty`"):
+        fit_length_controlled(annotations)
+    score, fitted = with_length_control(annotations, difficulty=difficulty)
+    assert score.length_controlled_win_rate == fitted.win_rate
+    assert score.length_controlled_error == fitted.error
+    # No column of the official file holds an estimate.
+    assert "length_controlled_winrate" not in leaderboard_row(score)
+
+
+def test_the_estimate_for_a_published_model_is_off_by_less_than_it_says(published):
+    annotations, board, _, difficulty, _ = published
+    score, _ = with_length_control(annotations, difficulty=difficulty)
+    gap = score.length_controlled_win_rate - float(board[MODEL]["length_controlled_winrate"])
+    assert 1.0 < abs(gap) < 1.3 < score.length_controlled_error
 
 
 def test_gamed_rows_pull_at_a_tenth_of_the_weight(tmp_path):

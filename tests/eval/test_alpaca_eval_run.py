@@ -51,6 +51,10 @@ def run(node, server, folder, **limits):
         return run_alpaca_eval(node, outputs_of(node), caller, folder)
 
 
+def switched(i):
+    return Pairing(f"do {i}", "", "").is_switched
+
+
 def truth(i, name="mine"):
     """The preference that the scripted judge has, whichever side it sees first."""
     return 1 + 1 / (1 + math.exp(logit(f"base {i}", f"{name} {i}")))
@@ -58,7 +62,7 @@ def truth(i, name="mine"):
 
 @pytest.mark.parametrize("reading", ["logprobs", "text"])
 def test_a_run_with_faults_loses_nothing(tmp_path, reading):
-    n = 60
+    n = 50
     kind = LogprobServer if reading == "logprobs" else FaultServer
     arguments = () if reading == "logprobs" else (names_the_better,)
     with kind(*arguments, script=seeded(0.3, seed=0)) as server:
@@ -83,8 +87,17 @@ def test_a_run_with_faults_loses_nothing(tmp_path, reading):
     assert provenance["judge"]["base_url"] == server.url
     assert set(provenance["inputs"]) == {"reference_outputs", "outputs"}
     table = (tmp_path / "run" / "table.md").read_text()
-    assert "offline estimate" in table
+    assert "offline estimate" not in table
+    assert found["scores"]["length_controlled_win_rate"] is None
+    assert "There is no length-controlled win rate" in table
+    assert "df_gamed.csv" in table
     assert f"{n} rows, {n} judged, 0 failed" in table
+    assert found["scores"]["low"] < found["scores"]["win_rate"] < found["scores"]["high"]
+    # The scripted judge has no favourite place, and the order is drawn.
+    order = found["order"]
+    first = sum((value < 1.5) != switched(i) for i, value in enumerate(exact))
+    assert (order["first"], order["untied"], order["both"]) == (first, n, 0)
+    assert f"The output shown first won {first} of {n}" in table
     assert (tmp_path / "run" / "leaderboard.csv").read_text().startswith(",win_rate,standard_error")
 
 
@@ -178,12 +191,37 @@ class LogprobServerAddress:
     url = "http://127.0.0.1:9/v1"
 
 
-def test_a_server_without_log_probs_is_named_at_once(tmp_path):
-    with FaultServer(names_the_better) as server:
-        node = node_of(server, *files(tmp_path, 60))
+@pytest.mark.parametrize(("answer", "fault"), [("m", None), ("\n", None), ("m", "400")])
+def test_a_server_without_log_probs_is_named_at_the_first_answer(tmp_path, answer, fault):
+    with FaultServer(lambda _: answer, lambda *_: fault) as server:
+        # What a server says that knows the fields and does not offer them.
+        server._secret = lambda: "logprobs are not supported"
+        node = node_of(server, *files(tmp_path, 5))
         with pytest.raises(RecipeError, match=r"no top_logprobs.*reading: text"):
-            run(node, server, tmp_path / "run")
-        assert server.requests < 60
+            run(node, server, tmp_path / "run", concurrency=1)
+        assert server.requests == 1
+
+
+def test_one_answer_without_log_probs_among_others_is_asked_again(tmp_path):
+    with LogprobServer() as server:
+        original, calls = server._completion, []
+
+        def completion(path, body, text=None):
+            calls.append(body)
+            content = json.loads(original(path, body, text))
+            if len(calls) == 3:
+                del content["choices"][0]["logprobs"]
+            return json.dumps(content)
+
+        server._completion = completion
+        node = node_of(server, *files(tmp_path, 6))
+        found = run(node, server, tmp_path / "run", concurrency=1)
+        assert (found["n_judged"], server.requests) == (6, 7)
+
+
+def test_a_reading_of_log_probs_needs_its_own_caller(tmp_path):
+    with FaultServer(names_the_better) as server:
+        node = node_of(server, *files(tmp_path, 3))
         plain = OpenAICaller(node.annotator)
         outputs = outputs_of(node)
         with CallStore(tmp_path / "x.sqlite") as store:

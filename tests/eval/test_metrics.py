@@ -6,7 +6,6 @@ import torch
 
 from align.errors import NumericalError
 from align.estimates import Estimate
-from align.forest import TokenRow
 from align.types import Logps, Pair
 from align_eval.metrics import (
     displacement,
@@ -15,7 +14,6 @@ from align_eval.metrics import (
     length_drift,
     preference_metrics,
     reward_accuracy,
-    score_pairs,
 )
 
 
@@ -64,35 +62,6 @@ def test_rounding_is_a_tie():
     reference = Pair(logps(-300.0), logps(-300.0))
     estimates = preference_metrics(Pair(logps(-300.00003), logps(-300.0)), reference)
     assert estimates["ties"].value == 1.0
-
-
-def test_scores_are_the_same_for_any_batch_size(miniature):
-    _, policy, reference, _ = miniature
-    generator = torch.Generator().manual_seed(0)
-
-    def rows():
-        lengths = torch.randint(1, 12, (13,), generator=generator).tolist()
-        return [
-            TokenRow([1, 5, 9], torch.randint(8, 22, (n,), generator=generator).tolist())
-            for n in lengths
-        ]
-
-    pairs = Pair(rows(), rows())
-
-    def measured(batch_size):
-        return preference_metrics(
-            score_pairs(policy, pairs, batch_size=batch_size),
-            score_pairs(reference, pairs, batch_size=batch_size),
-        )
-
-    expected = measured(13)
-    assert expected["accuracy"].n == 13
-    for batch_size in (1, 4, 5, 16):
-        for name, estimate in measured(batch_size).items():
-            assert estimate.n == expected[name].n
-            for field in ("value", "low", "high"):
-                ours, theirs = getattr(estimate, field), getattr(expected[name], field)
-                assert ours == pytest.approx(theirs, abs=2e-5), name
 
 
 def test_displacement_by_hand():

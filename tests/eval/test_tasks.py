@@ -155,10 +155,34 @@ def test_a_run_leaves_one_json_and_one_table(tmp_path):
     node = Tasks(tasks=("gsm8k", "sums"), files={"gsm8k": str(file)}, n=4)
     found = run_tasks(node, says("#### 1"), tmp_path / "run", model="m")
     assert found["scores"]["gsm8k"]["strict"]["value"] == 0.25
-    assert found["scores"]["gsm8k"]["version"] == 1
+    assert found["scores"]["gsm8k"]["version"] == 2
     assert (found["n"], found["n_judged"], found["n_failed"]) == (8, 8, 0)
     assert set(found["provenance"]["tasks"]["gsm8k"]) == {"version", "hash", "sampling", "file"}
-    assert "| gsm8k v1 | m | 25.00 |" in (tmp_path / "run" / "table.md").read_text()
+    table = (tmp_path / "run" / "table.md").read_text()
+    assert "| gsm8k v2 | m | 25.00 |" in table
+    assert "Answers to gsm8k: greedy, at most 1024 tokens." in table
+    assert "Answers to sums: greedy, at most 32 tokens." in table
+
+
+def test_an_answer_that_is_cut_off_is_read_where_the_task_says_so(tmp_path):
+    class CutOff:
+        identity = "scripted"
+
+        def generate(self, prompts, n, sampling, seed):
+            assert sampling.keep_unfinished
+            return [
+                [completion_of(p, "#### 1\nand so", policy="p", sample=0, finished=p.row != 1)]
+                for p in prompts
+            ]
+
+    file = tmp_path / "q.jsonl"
+    rows = [{"question": f"q{i}", "answer": f"#### {i}"} for i in (1, 1, 2)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    node = Tasks(tasks=("gsm8k",), files={"gsm8k": str(file)})
+    found = run_tasks(node, CutOff(), tmp_path / "run", model="m")
+    assert found["scores"]["gsm8k"]["strict"]["value"] == pytest.approx(2 / 3)
+    assert (found["n_judged"], found["n_cut"], found["scores"]["gsm8k"]["n_cut"]) == (3, 1, 1)
+    assert "3 judged, 0 failed, 1 cut off" in (tmp_path / "run" / "table.md").read_text()
 
 
 def test_what_is_no_task_is_refused(tmp_path):
@@ -169,8 +193,11 @@ def test_what_is_no_task_is_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     text = (FOLDER / "gsm8k.yaml").read_text()
     for old, new, words in (
-        ("version: 1", "version: 0", "version: Input should be greater"),
-        ("version: 1", "vershun: 1", "mine.yaml"),
+        ("version: 2", "version: 0", "version: Input should be greater"),
+        ("version: 2", "vershun: 2", r"version: is missing; vershun: no such key.* `version`"),
+        ("{by: pattern}", "{bye: pattern}", r"flexible.bye: no such key; did you mean `by`"),
+        ("temperature: 0.0", "temprature: 0.0", r"sampling.temprature: .* `temperature`"),
+        ("keep_unfinished: true", "keep: true", r"sampling.keep: no such key"),
         ("source: file", "source: world:sums", "is for `source: file`"),
         ("strict: {by: pattern,", "strict: {by: world,", "has no judge of its own"),
         ("{question}", "{quest}", "must hold {question}"),

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from align.data.messages import Message
 from align.errors import DataError
@@ -18,7 +19,7 @@ from align_eval.win_rate import (
     paired_difference,
     win_rate,
 )
-from align_eval.win_rate_run import WinRate, outputs_of, prompts_of, run_win_rate
+from align_eval.win_rate_run import WinRate, opponent_of, outputs_of, prompts_of, run_win_rate
 from tests.align.judges.fault_server import FaultServer, seeded
 from tests.align.judges.scripted import by_quality
 from tests.eval.judge_servers import caller_of
@@ -132,6 +133,26 @@ def test_a_judge_is_asked_and_outcomes_are_made_for_the_ranking():
         Outcome("a", "b", 1.0, "0"),
         Outcome("a", "b", 0.5, "1"),
     ]
+
+
+def test_columns_of_mt_bench_are_read_by_their_paths(tmp_path, shared_data):
+    file = shared_data / "mt_bench" / "mt_bench_question.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    columns = {"instruction": "turns.0", "output": "reference.0"}
+    judge = {"base_url": "http://127.0.0.1:9/v1", "model": "judge", "revision": "1"}
+    first = next(number for number, row in enumerate(rows, 1) if not row.get("reference"))
+    # An opponent's answer stands in some of the rows only.
+    whole = WinRate(against=str(file), columns=columns, annotator=judge)
+    with pytest.raises(DataError, match=rf"question.jsonl:{first}: nothing at reference.0"):
+        prompts_of(whole)
+    known = [row for row in rows if row.get("reference")]
+    path = tmp_path / "known.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in known))
+    node = whole.model_copy(update={"against": str(path)})
+    assert list(prompts_of(node)) == [row["turns"][0] for row in known]
+    assert opponent_of(node).texts[known[3]["turns"][0]] == known[3]["reference"][0]
+    with pytest.raises(ValidationError, match="no column that is read; did you mean `output`"):
+        WinRate(against="x", annotator=judge, columns={"outptu": "y"})
 
 
 def test_a_run_with_faults_loses_nothing(tmp_path):

@@ -419,7 +419,7 @@ MISTAKES = [
             r"held_out: 1", recipe=recipe("  held_out: 4\n"),
             files={"pairs.jsonl": jsonl(pairs(3))}),
     # ---- the machine, and numbers
-    Mistake("a file for the cache", MACHINE, r"cannot be used", r"cache of built-in models at",
+    Mistake("a file for the cache", MACHINE, r"cannot be used", r"cache at",
             r"ALIGN_CACHE", command="check r.yaml", files={"cache": "x"}),
     Mistake("weights that are not numbers", NUMBERS, r"4 of 4 rows are NaN or infinite", r"row 1",
             r"Look at .* the model's weights", recipe=MINE, prepare=with_broken_weights,

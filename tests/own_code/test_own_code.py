@@ -381,3 +381,108 @@ def test_a_faulty_judge_is_said_at_its_own_key(own: House) -> None:
     )
     with pytest.raises(RecipeError, match=r"each_round\.1\.by: no judge nobody"):
         load_recipe(recipe)
+
+
+def place_of(what: str) -> str:
+    """Where `faulty.py` raises."""
+    lines = Path(__file__).with_name("faulty.py").read_text().splitlines()
+    return f"faulty.py:{next(n for n, line in enumerate(lines, 1) if line.endswith(f'# {what}'))}"
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "judge": ({"each_round": stages(judge={"by": "faulty.py:Scoring"})}, "KeyError: "),
+    "stage": (
+        {
+            "each_round": stages(
+                judge={"by": "rewards", "rewards": [{"by": "length"}]},
+                then=[{"run": "faulty.py:Stage"}],
+            )
+        },
+        "KeyError: 'no_such_column'",
+    ),
+    "objective": (
+        {"objective": {"name": "faulty.py:Loss"}, "roles": {"reference": "start"}},
+        "RuntimeError: The size of tensor",
+    ),
+    "measurement": (
+        {
+            "evaluate": {"suite": ["faulty.py:Measure"]},
+            "each_round": [*stages(judge={"by": "length"}), {"run": "evaluate"}],
+        },
+        "TypeError: type str",
+    ),
+    "engine": (
+        {
+            "each_round": [
+                {"run": "generate", "engine": "faulty.py:engine"},
+                {"run": "judge", "by": "length"},
+                {"run": "select", "rule": "best_vs_worst"},
+                {"run": "train"},
+            ]
+        },
+        "AssertionError. Mend",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_what_own_code_raises_is_told_with_its_place_and_without_a_trace(
+    own: House, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(Path(__file__).with_name("faulty.py"), own.folder / "faulty.py")
+    changes, raised = FAULTS[what]
+    with pytest.raises(SystemExit) as left:
+        own.loop("run", rounds=1, **changes)
+    said = capsys.readouterr().err
+    paragraph = said[said.rindex(place_of(what)) :]
+    assert left.value.code == 2
+    assert raised in paragraph
+    assert "your own code raised" in paragraph
+    assert "run the same command again" in paragraph
+    assert "Traceback" not in said
+
+
+def test_a_reader_that_raises_is_counted_with_its_place(
+    own: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(Path(__file__).with_name("faulty.py"), own.folder / "faulty.py")
+    tiny_loops.write_rows(own.folder / "pairs.jsonl", [{"q": "ab"}] * 3)
+    (own.folder / "train.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {"model_name_or_path": str(own.start)},
+                "data": {"pairs": "pairs.jsonl", "format": "faulty.py:reader", "held_out": 1},
+                "roles": {"reference": "start"},
+                "objective": {"name": "dpo"},
+            }
+        )
+    )
+    with pytest.raises(SystemExit) as left:
+        main(["train", "train.yaml", "--run", "run"])
+    assert left.value.code == 3
+    assert "KeyError in align_own_faulty" in (said := capsys.readouterr().err)
+    assert f"({place_of('reader')})" in said
+
+
+def test_a_mistake_of_ours_under_own_code_keeps_its_trace(
+    own: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    # Within the `with` of an own judge, whose generator the error passes through.
+    monkeypatch.setattr("align.judges.rule.RuleJudge.score", broken)
+    with pytest.raises(RuntimeError, match="of ours"):
+        own.loop("run", rounds=1, each_round=stages(judge={"by": own("Longest")}))
+
+
+def test_debug_shows_the_trace_of_own_code_too(
+    own: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(Path(__file__).with_name("faulty.py"), own.folder / "faulty.py")
+    recipe = tiny_loops.write_recipe(own.folder, own.start, rounds=1, **FAULTS["engine"][0])
+    with pytest.raises(SystemExit):
+        main(["loop", str(recipe), "--run", "run", "--debug"])
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.rindex(place_of("engine")) > said.rindex("Traceback")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from align.data.problems import RawRow, RowProblem
+from align.own_failure import own_place
 
 # One row of the source -> the same in TRL's preference columns (`chosen` and `rejected`, with or
 # without `prompt`, and the optional columns of `PreferencePair`), or None to leave the row out.
@@ -30,7 +31,8 @@ def _read(reader: RowReader, row: Mapping[str, Any]) -> Mapping[str, Any] | RowP
         found: object = reader(row)
     except Exception as error:
         # The error's own words may hold the row's text.
-        detail = f"{type(error).__name__} in {name_of(reader)}"
+        place = own_place(error)
+        detail = f"{type(error).__name__} in {name_of(reader)}{f' ({place})' if place else ''}"
         return RowProblem("reader_failed", "row", detail)
     if found is None:
         return RowProblem("left_out", "row", f"{name_of(reader)} gave None")

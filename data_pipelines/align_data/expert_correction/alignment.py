@@ -34,6 +34,7 @@ from align.errors import DataError, NumericalError
 from align.forest import TokenRow, score_rows
 from align.forest.padded import Pictures
 from align.policies.prompting import Prompting
+from align.progress import progress
 from align.tokens.vision.columns import Shown
 from align.tokens.vision.pixels import pictures_of
 from align_data.expert_correction.settings import OnPolicyAlignmentSettings
@@ -199,27 +200,29 @@ def _train(
     pad = written if isinstance(written, int) else 0
     losses: list[float] = []
     model.train()
-    for batch in _batches(rows, settings, seed):
-        tokens = sum(len(row.tokens.completion_ids) for row in batch)
-        total = 0.0
-        # By length, so that a forward pass holds little padding.
-        batch.sort(key=len)
-        for start in range(0, len(batch), settings.batch_rows):
-            some = batch[start : start + settings.batch_rows]
-            pictures = pictures_of(tokenizer, [row.shown for row in some])
-            loss = _nll(model, [row.tokens for row in some], pad, pictures) / tokens
-            loss.backward()
-            total += float(loss.detach())
-        if not math.isfinite(total):
-            raise NumericalError(
-                f"On-policy alignment: the loss of step {len(losses) + 1} is {total}. Lower "
-                "learning_rate, or train in bfloat16 or float32."
-            )
-        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        losses.append(total)
+    with progress("on-policy alignment", steps, "steps") as advance:
+        for batch in _batches(rows, settings, seed):
+            tokens = sum(len(row.tokens.completion_ids) for row in batch)
+            total = 0.0
+            # By length, so that a forward pass holds little padding.
+            batch.sort(key=len)
+            for start in range(0, len(batch), settings.batch_rows):
+                some = batch[start : start + settings.batch_rows]
+                pictures = pictures_of(tokenizer, [row.shown for row in some])
+                loss = _nll(model, [row.tokens for row in some], pad, pictures) / tokens
+                loss.backward()
+                total += float(loss.detach())
+            if not math.isfinite(total):
+                raise NumericalError(
+                    f"On-policy alignment: the loss of step {len(losses) + 1} is {total}. Lower "
+                    "learning_rate, or train in bfloat16 or float32."
+                )
+            torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            losses.append(total)
+            advance(tokens=tokens, note=f"loss {total:.4f}")
     model.eval()
     return tuple(losses)
 

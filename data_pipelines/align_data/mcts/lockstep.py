@@ -8,6 +8,7 @@ from typing import Any
 
 from align.data.problems import RowProblem
 from align.policies.writer import Draw, NoAnswer, Writer
+from align.progress import progress
 from align_data.mcts.expansion import Ask, Asking, Rate, SearchFailed
 from align_data.mcts.search import TreeSearch
 
@@ -41,18 +42,22 @@ def search_together(
         moved = _Waiting(place, one.run(), [])
         if _goes_on(moved, None, failures):
             waiting.append(moved)
-    while waiting:
-        # The kind that most wait for: the others' batch fills up meanwhile.
-        drawing = [one for one in waiting if isinstance(one.asks[0], Draw)]
-        rating = [one for one in waiting if isinstance(one.asks[0], Rate)]
-        served = drawing if len(drawing) >= len(rating) else rating
-        answers = _answered([one.asks for one in served], writer, critic, seed)
-        found = {one.place: answer for one, answer in zip(served, answers, strict=True)}
-        waiting = [
-            one
-            for one in waiting
-            if one.place not in found or _goes_on(one, found[one.place], failures)
-        ]
+    with progress("search", len(searches), "trees") as advance:
+        while waiting:
+            # The kind that most wait for: the others' batch fills up meanwhile.
+            drawing = [one for one in waiting if isinstance(one.asks[0], Draw)]
+            rating = [one for one in waiting if isinstance(one.asks[0], Rate)]
+            served = drawing if len(drawing) >= len(rating) else rating
+            answers = _answered([one.asks for one in served], writer, critic, seed)
+            found = {one.place: answer for one, answer in zip(served, answers, strict=True)}
+            waiting = [
+                one
+                for one in waiting
+                if one.place not in found or _goes_on(one, found[one.place], failures)
+            ]
+            ended = len(searches) - len(waiting) - advance.done
+            simulations = sum(one.counts["simulations"] for one in searches)
+            advance(ended, note=f"{simulations} simulations")
     return failures
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from align.errors import DataError
 from align.judges.rule import LAST_NUMBER
 from align.loops.stage import Stage
 from align.node import Conflict
@@ -15,6 +16,7 @@ from align.policies.http_writer import HttpWriter
 from align.policies.token_writer import InProcessWriter
 from align.policies.writer import Writer
 from align.servers.endpoint import Endpoint
+from align.stages.prompts import PromptSource
 from align.stages.workshop import Workshop
 from align_data.mcts.settings import AgentQSettings, Search, XieSettings
 from align_data.mcts.show import tree_as_html, tree_as_text
@@ -56,6 +58,24 @@ class SearchNode(PipelineNode):
     def stage(self, workshop: Workshop) -> Stage:
         self.verifier(source_of(workshop.recipe))  # better refused now than in the first chunk
         return QuestionStage(workshop, self)
+
+    def look_ahead(self, workshop: Workshop) -> None:
+        """Whether the prompts bring answers, where these are to be checked against.
+
+        Raises:
+            DataError: none of the first round does.
+        """
+        recipe = workshop.recipe
+        assert recipe.prompts is not None, "recipes whose stages ask prompts have some"
+        if self.verify == "world":
+            return
+        asked = PromptSource(recipe.prompts, recipe.data).questions_of_round(1)
+        if not any(question.answer is not None for question in asked):
+            raise DataError(
+                f"`verify: answers` needs known answers, and none of the {len(asked)} prompts of "
+                f"{recipe.prompts.source} brings one: give the rows a column `answer` (GSM8K's own "
+                "rows have it), or name it by prompts.columns."
+            )
 
     def verifier(self, prompts: str) -> Verifier:
         """Checks answers to the prompts of a source.

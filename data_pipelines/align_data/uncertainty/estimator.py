@@ -19,6 +19,7 @@ from align.data.records import content_id
 from align.errors import RecipeError
 from align.judges.base import Comparison, JudgeFailed
 from align.policies.loaded import evaluating
+from align.progress import progress
 from align.reference import digest, tokenizer_digest, weights_digest
 from align_data.uncertainty.dropout import Passes, Thinning, spots_of
 from align_data.uncertainty.information import Estimate, Order, estimate_of
@@ -109,7 +110,7 @@ class PairClassifier:
                 results[place] = JudgeFailed(problem.reason, detail)
         order = sorted(rows, key=lambda place: (len(rows[place]), place))
         size = self.settings.batch_rows
-        with evaluating(self.model):
+        with evaluating(self.model), progress("estimate", len(order)) as advance:
             for start in range(0, len(order), size):
                 places = order[start : start + size]
                 found = self._forward([rows[place] for place in places], networks)
@@ -119,6 +120,8 @@ class PairClassifier:
                         if all(map(math.isfinite, passes))
                         else JudgeFailed("not_finite", "the estimator's output is no number")
                     )
+                read = sum(len(rows[place]) for place in places)
+                advance(len(places), tokens=read * len(networks))
         return results
 
     def _forward(self, rows: list[list[int]], networks: Sequence[int | None]) -> Tensor:

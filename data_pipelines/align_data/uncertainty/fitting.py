@@ -7,7 +7,6 @@ so that a habit of position is contradicted at once.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 from collections import Counter
@@ -24,6 +23,7 @@ from align.data.pairs import PreferencePair
 from align.data.problems import RowProblem
 from align.errors import DataError, NumericalError
 from align.judges.base import Comparison
+from align.progress import progress
 from align_data.uncertainty.dropout import Thinning, spots_of
 from align_data.uncertainty.estimator import (
     WHOLE,
@@ -38,8 +38,6 @@ from align_data.uncertainty.information import Estimate
 from align_data.uncertainty.reading import PairReader
 from align_data.uncertainty.select import uniform
 from align_data.uncertainty.settings import AnyEstimator, Classifier
-
-logger = logging.getLogger(__name__)
 
 # Steps over which the first and the last loss are averaged.
 WINDOW = 20
@@ -76,6 +74,16 @@ class Fit:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        lost = ", ".join(f"{reason} {n}" for reason, n in sorted(self.dropped.items()))
+        right = "not measured" if self.accuracy is None else f"{self.accuracy:.1%}"
+        return (
+            f"The estimator learnt from {self.pairs} pairs in {self.steps} steps (dropped: "
+            f"{lost or 'none'}): loss {self.first_loss:.3f} -> {self.last_loss:.3f} nats, "
+            f"accuracy on {self.held_out} held-out pairs {right}."
+        )
 
 
 @dataclass(frozen=True)
@@ -227,26 +235,26 @@ def _descend(
     )
     order = random.Random(f"{settings.seed}/order")
     losses: list[float] = []
-    for _ in range(settings.epochs):
-        shuffled = order.sample(range(len(rows)), len(rows))
-        for start in range(0, len(rows), per_step):
-            check()
-            batch = [rows[place] for place in shuffled[start : start + per_step]]
-            with thinning.training_step(len(losses)):
-                loss = _loss(model, batch, pad_id)
-            if not bool(torch.isfinite(loss)):
-                raise NumericalError(
-                    f"The estimator's loss is {loss.item()} at step {len(losses) + 1} of {steps}: "
-                    "lower estimator.learning_rate, or load the backbone in float32."
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-            if len(losses) % 50 == 0:
-                logger.info("estimator: step %d of %d, loss %.4f", len(losses), steps, losses[-1])
+    with progress("train the estimator", steps, "steps") as advance:
+        for _ in range(settings.epochs):
+            shuffled = order.sample(range(len(rows)), len(rows))
+            for start in range(0, len(rows), per_step):
+                check()
+                batch = [rows[place] for place in shuffled[start : start + per_step]]
+                with thinning.training_step(len(losses)):
+                    loss = _loss(model, batch, pad_id)
+                if not bool(torch.isfinite(loss)):
+                    raise NumericalError(
+                        f"The estimator's loss is {loss.item()} at step {len(losses) + 1} of "
+                        f"{steps}: lower estimator.learning_rate, or load the backbone in float32."
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
+                optimizer.step()
+                schedule.step()
+                losses.append(loss.item())
+                advance(note=f"loss {losses[-1]:.4f}")
     return losses
 
 

@@ -29,6 +29,7 @@ from align.forest.rows import TokenRow
 from align.judges.base import Comparison, JudgeFailed
 from align.policies.loaded import evaluating
 from align.policies.prompting import Prompting
+from align.progress import progress
 from align.reference import digest, tokenizer_digest, weights_digest
 from align_data.uncertainty.dropout import Passes, Thinning, spots_of
 from align_data.uncertainty.estimator import WHOLE, padded, positions
@@ -112,7 +113,7 @@ class LikelihoodEstimator:
                 found[one] = JudgeFailed(problem.reason, f"{problem.field}: {problem.detail}")
         order = sorted(rows, key=lambda one: len(rows[one]))
         size = self.settings.batch_rows
-        with evaluating(self.model):
+        with evaluating(self.model), progress("score", len(order)) as advance:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
                 totals = self._forward([rows[one] for one in batch], networks)
@@ -122,6 +123,7 @@ class LikelihoodEstimator:
                         if all(map(math.isfinite, passes))
                         else JudgeFailed("not_finite", "the estimator's output is no number")
                     )
+                advance(len(batch), tokens=sum(len(rows[one]) for one in batch) * len(networks))
         return found
 
     def _forward(self, rows: Sequence[TokenRow], networks: Sequence[int | None]) -> Tensor:

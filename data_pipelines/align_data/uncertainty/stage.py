@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +19,14 @@ from align.data.messages import prompt_id
 from align.data.pair_files import read_pairs
 from align.data.pairs import PreferencePair
 from align.data.records import Record, content_id
+from align.data.row_policy import RowPolicy
 from align.errors import RecipeError
 from align.judges.base import Asked, Bench
 from align.loops.artefacts import read_lines
 from align.loops.stage import Stage, StageContext
 from align.node import Conflict
+from align.policies.loading import load_config
+from align.policies.model import Model
 from align.recipe import DataRecipe, Recipe
 from align.reference import content_digest
 from align.registry import WORLD
@@ -90,6 +92,34 @@ class Uncertainty(UncertaintySettings, PipelineNode):
                 f"the prompts of {prompts}; name a judge that scores one."
             )
         return FilteringStage(workshop, self)
+
+    def look_ahead(self, workshop: Workshop) -> None:
+        """The labelled pairs, the estimator's folder and backbone, and what the judge names.
+
+        Raises:
+            DataError: the labelled pairs cannot be read.
+            RecipeError: the estimator is not there, or the judge's model.
+        """
+        if self.rewards is not None:
+            self.rewards.judge.look()
+        estimator = self.estimator
+        if estimator.path is not None and not Path(estimator.path).is_dir():
+            raise RecipeError(
+                f"estimator.path: there is no folder {estimator.path!r}. Write the folder of a "
+                "trained estimator, or take it out and name `labelled` pairs to train one."
+            )
+        if estimator.path is None and estimator.backbone not in ("start", ROUND_START):
+            name, _, revision = estimator.backbone.partition("@")
+            load_config(Model(model_name_or_path=name, model_revision=revision or "main"), name)
+        if self.labelled is not None and not self.labelled.startswith(WORLD):
+            self.read_labelled(self.labelled, workshop.recipe.data)
+
+    @staticmethod
+    def read_labelled(named: str, policy: RowPolicy) -> Sequence[PreferencePair]:
+        """The pairs whose labels are trusted, of a file, a folder or the Hub."""
+        pairs, report = read_pairs(named, policy=policy)
+        report.check(policy.max_dropped)
+        return pairs
 
     def content(self) -> dict[str, Any]:
         """Digests of what the node names."""
@@ -218,17 +248,14 @@ class FilteringStage(PipelineStage[Uncertainty]):
         )
         shutil.rmtree(folder, ignore_errors=True)
         publish(partial, folder, {"fit": found.to_json()})
-        logger.info("Estimator: %s", json.dumps(found.to_json()))
+        logger.info("%s", found)
 
     def _labelled(self) -> Sequence[PreferencePair]:
         named = self.node.labelled
         assert named is not None, "conflicts() refuses it"
         if named.startswith(WORLD):
             return self._labelled_by(named)
-        data = self.workshop.recipe.data
-        pairs, report = read_pairs(named, policy=data)
-        report.check(data.max_dropped)
-        return pairs
+        return self.node.read_labelled(named, self.workshop.recipe.data)
 
     def _labelled_by(self, named: str) -> Sequence[PreferencePair]:
         """Answers of the start policy to problems of a world, which knows the right ones."""

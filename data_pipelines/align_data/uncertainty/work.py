@@ -109,7 +109,12 @@ class UncertaintyWork:
                 "The judge compared the responses and gave no scores, by which candidate pairs are "
                 "made: write `ask: scores` in the judge stage."
             )
-        one.rewards = list(judged.scores)
+        one.rewards = [
+            None if place in judged.unfinished else score
+            for place, score in enumerate(judged.scores)
+        ]
+        for place in judged.unfinished:
+            one.drop("failed", f"completions[{place}]", "it was cut off at max_new_tokens")
         for place, score in enumerate(judged.scores):
             if score is None:
                 one.drop("failed", f"completions[{place}]", "no reward from the judge stage")

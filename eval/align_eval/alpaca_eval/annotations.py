@@ -49,10 +49,12 @@ class AlpacaScore:
         n_total: annotations with a preference.
         n_failed: annotations without one; they enter no rate.
         avg_length: characters of the model's outputs, cut to an integer.
-        length_controlled_win_rate: at equal length, or None where it was not asked for.
+        length_controlled_win_rate: at equal length, or None where it cannot be said.
         lc_standard_error: of its predictions, where it was fitted.
         length_controlled_kind: "published weights", "official", or "offline estimate: ..." with
             what is missing for the official one.
+        length_controlled_error: largest error of such an estimate that was seen on published
+            models, in points; None where it is none, or none is known.
     """
 
     win_rate: float
@@ -67,6 +69,7 @@ class AlpacaScore:
     length_controlled_win_rate: float | None = None
     lc_standard_error: float | None = None
     length_controlled_kind: str | None = None
+    length_controlled_error: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; None becomes null."""
@@ -197,10 +200,11 @@ def _weights(weights: Mapping[str, Any] | Sequence[float]) -> tuple[float, float
 
 
 def leaderboard_row(score: AlpacaScore, mode: str = "community") -> dict[str, Any]:
-    """The columns of the official leaderboard."""
+    """The columns of the official leaderboard; an estimate is none of its numbers."""
     row = {**score.to_json(), "mode": mode}
     columns = {name: row[name] for name in COLUMNS}
-    if score.length_controlled_win_rate is not None:
+    is_estimate = (score.length_controlled_kind or "").startswith("offline estimate")
+    if score.length_controlled_win_rate is not None and not is_estimate:
         values = (score.length_controlled_win_rate, score.lc_standard_error)
         columns |= dict(zip(LC_COLUMNS, values, strict=True))
     return columns

@@ -24,9 +24,9 @@ from typing import Any, Literal
 from align.data.messages import Message
 from align.data.records import content_id
 from align.errors import RecipeError
-from align.servers.caller import ALL_WRONG, CachedCaller
+from align.servers.caller import CachedCaller
 from align.servers.endpoint import Endpoint, OpenAICaller
-from align.servers.server import Call, Reply, Transient, Unanswered, no_text
+from align.servers.server import Call, Rejected, Reply, Transient, Unanswered, no_text
 from align_eval.row_files import Row
 
 Reading = Literal["logprobs", "text"]
@@ -118,25 +118,33 @@ class JudgeCaller(OpenAICaller):
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(endpoint)
-        self._with_tokens = self._without_tokens = 0
+        self._gives_tokens = False
 
     async def _send(self, client: Any, call: Call) -> Reply:
         kept = _KeptResponse(client)
-        reply = await super()._send(kept, call)
+        try:
+            reply = await super()._send(kept, call)
+        except Rejected as rejected:
+            if "logprob" in str(rejected).lower() and not self._gives_tokens:
+                raise self._no_tokens(str(rejected)) from rejected
+            raise
         likely = kept.first_token()
         if likely:
-            self._with_tokens += 1
+            self._gives_tokens = True
             return replace(reply, logprobs={"top_logprobs": [likely]})
-        if no_text(reply) is not None:
+        problem = no_text(reply)
+        if problem is not None and problem.reason == "refused":
             return reply
-        self._without_tokens += 1
-        if self._without_tokens >= ALL_WRONG and not self._with_tokens:
-            raise RecipeError(
-                f"The server of {self.model} at {self.address} gives no top_logprobs: none of its "
-                f"first {self._without_tokens} answers has them. vLLM gives them; for a server "
-                "that does not, such as `transformers serve`, write `reading: text`."
-            )
+        if not self._gives_tokens:
+            raise self._no_tokens("its first answer has none")
         raise Transient("the answer has no top_logprobs")
+
+    def _no_tokens(self, how: str) -> RecipeError:
+        return RecipeError(
+            f"The server of {self.model} at {self.address} gives no top_logprobs ({how}), and the "
+            "preference is read off them. vLLM gives them; for a server that does not, such as "
+            "`transformers serve`, write `reading: text` beside the annotator."
+        )
 
 
 class _KeptResponse:

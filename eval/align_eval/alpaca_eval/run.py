@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,44 +13,22 @@ from align.node import Conflict
 from align.servers.caller import CachedCaller
 from align.servers.endpoint import OpenAICaller
 from align_eval.alpaca_eval import package
-from align_eval.alpaca_eval.annotations import AlpacaScore, leaderboard_row, write_leaderboard
 from align_eval.alpaca_eval.annotator import (
-    PARSERS,
-    TEMPLATE,
     JudgeCaller,
     Pairing,
     annotate,
     annotation_rows,
-    parameters_of,
     reasons_of,
 )
-from align_eval.alpaca_eval.length_controlled import (
-    LengthControlled,
-    read_difficulty,
-    read_gamed,
-    with_length_control,
-)
+from align_eval.alpaca_eval.length_controlled import NO_ESTIMATE
+from align_eval.alpaca_eval.reference import Reference, read_reference
+from align_eval.alpaca_eval.result import scored, side_files
 from align_eval.judged import JudgedBenchmark, NonEmpty
 from align_eval.outputs import Outputs, read_outputs
-from align_eval.results import Result, inputs_of, judge_of, write_result
-from align_eval.row_files import Row, by_key, read_rows, write_json
+from align_eval.row_files import write_json
 
 ANNOTATIONS = "annotations.json"
 OUTPUTS = "model_outputs.json"
-LEADERBOARD = "leaderboard.csv"
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The baseline's outputs.
-
-    Attributes:
-        generator: its name.
-        rows: instruction -> row, in the order of the file.
-    """
-
-    generator: str
-    rows: Mapping[str, Row]
 
 
 class AlpacaEval(JudgedBenchmark):
@@ -77,7 +53,9 @@ class AlpacaEval(JudgedBenchmark):
     """df_gamed.csv of tatsu-lab/alpaca_eval, without which no length-controlled win rate is
     official."""
     difficulty: NonEmpty | None = None
-    """instruction_difficulty.csv, or a table of its kind, for an offline estimate."""
+    """instruction_difficulty.csv, or a table of its kind, for an offline estimate of the
+    length-controlled win rate: up to 5 points off on published models."""
+    calls_each: ClassVar[int] = 1
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.gamed is not None and self.difficulty is not None:
@@ -91,6 +69,24 @@ class AlpacaEval(JudgedBenchmark):
         """Files that it reads."""
         named = (self.reference_outputs, self.outputs, self.gamed, self.difficulty)
         return [name for name in named if name is not None]
+
+    def planned(self) -> list[str]:
+        """What would be asked of whom; reads every file that the recipe names."""
+        side_files(self, list(read_reference(Path(self.reference_outputs)).rows))
+        return [*super().planned(), *([] if self.controls_length else [self.without_control])]
+
+    @property
+    def controls_length(self) -> bool:
+        """Whether there can be a length-controlled win rate."""
+        has_file = self.gamed is not None or self.difficulty is not None
+        return has_file and self.limited() is None
+
+    @property
+    def without_control(self) -> str:
+        """Why there is no length-controlled win rate."""
+        if self.limited() is None:
+            return NO_ESTIMATE
+        return "There is no length-controlled win rate: it is one of all instructions together."
 
     def asks_policy(self) -> bool:
         """Whether the model must answer."""
@@ -108,6 +104,10 @@ class AlpacaEval(JudgedBenchmark):
         """What the model is asked: the baseline's instructions, each its own key."""
         return prompts_of(self)
 
+    def there(self) -> int:
+        """Number of the baseline's instructions."""
+        return len(read_reference(Path(self.reference_outputs)).rows)
+
     def read(self) -> Outputs:
         """The outputs that the recipe names."""
         return outputs_of(self)
@@ -117,20 +117,10 @@ class AlpacaEval(JudgedBenchmark):
         return run_alpaca_eval(self, outputs, caller, folder)
 
 
-def read_reference(path: Path) -> Reference:
-    """A model_outputs.json with one generator.
-
-    Raises:
-        DataError: a row lacks a field, two have one instruction, or there are several generators.
-    """
-    rows = by_key(read_rows(path, needs=("instruction", "output")), "instruction", str(path))
-    named = read_outputs(path, list(rows), generator=None)
-    return Reference(named.generator, rows)
-
-
 def prompts_of(node: AlpacaEval) -> dict[str, str]:
     """What the model is asked: the baseline's instructions, each its own key."""
-    return {text: text for text in read_reference(Path(node.reference_outputs)).rows}
+    reference = read_reference(Path(node.reference_outputs)).first(node.limit)
+    return {text: text for text in reference.rows}
 
 
 def outputs_of(node: AlpacaEval) -> Outputs:
@@ -143,7 +133,9 @@ def outputs_of(node: AlpacaEval) -> Outputs:
     if node.outputs is None:
         raise RecipeError("outputs: is null; let the model write them, or name a file.")
     reference = read_reference(Path(node.reference_outputs))
-    return read_outputs(Path(node.outputs), list(reference.rows), generator=node.generator)
+    return read_outputs(
+        Path(node.outputs), list(reference.rows), generator=node.generator, limit=node.limit
+    )
 
 
 def run_alpaca_eval(
@@ -170,7 +162,7 @@ def run_alpaca_eval(
     """
     if node.reading == "logprobs" and type(caller.caller) is OpenAICaller:
         raise RecipeError("reading: logprobs needs a caller made of `node.judge_caller()`.")
-    reference = read_reference(Path(node.reference_outputs))
+    reference = read_reference(Path(node.reference_outputs)).first(node.limit)
     runner = node.runner
     if runner == "auto":
         runner = "package" if package.is_installed() else "own"
@@ -199,7 +191,7 @@ def run_alpaca_eval(
         rows = annotation_rows(pairings, found, generators=generators, annotator=name)
         write_json(folder / ANNOTATIONS, rows)
         reasons = reasons_of(found)
-    return _score(node, outputs, reference, rows, reasons, runner, caller, folder)
+    return scored(node, outputs, reference, rows, reasons, runner, caller, folder)
 
 
 def _write_outputs(folder: Path, outputs: Outputs, reference: Reference) -> None:
@@ -214,78 +206,3 @@ def _write_outputs(folder: Path, outputs: Outputs, reference: Reference) -> None
         if text in outputs.texts
     ]
     write_json(folder / OUTPUTS, rows)
-
-
-def _score(
-    node: AlpacaEval,
-    outputs: Outputs,
-    reference: Reference,
-    rows: list[Row],
-    reasons: Mapping[str, int],
-    runner: str,
-    caller: CachedCaller,
-    folder: Path,
-) -> dict[str, Any]:
-    judged = sum(row["preference"] is not None for row in rows)
-    n = len(reference.rows)
-    counts = Counter(reasons) + Counter(outputs.reasons)
-    score: AlpacaScore | None = None
-    controlled: LengthControlled | None = None
-    scores: dict[str, Any] = {}
-    table: list[dict[str, Any]] = []
-    if judged > 1:
-        score, controlled = _fitted(node, reference, rows)
-        row = leaderboard_row(score)
-        write_leaderboard(folder / LEADERBOARD, {outputs.generator: row})
-        scores = {**score.to_json(), "length_controlled_weights": dict(controlled.weights)}
-        table = [
-            {
-                "model": outputs.generator,
-                "LC win rate": score.length_controlled_win_rate,
-                "LC is": score.length_controlled_kind,
-                "win rate": score.win_rate,
-                "standard error": score.standard_error,
-                "n": score.n_total,
-                "avg length": score.avg_length,
-            }
-        ]
-    result = Result(
-        name="alpaca_eval",
-        scores=scores,
-        table=table,
-        n=n,
-        n_judged=judged,
-        n_failed=n - judged,
-        reasons=dict(sorted(counts.items())),
-        provenance={
-            "model": outputs.generator,
-            "baseline": reference.generator,
-            "outputs": dict(outputs.about),
-            "judge": judge_of(
-                caller,
-                template=TEMPLATE,
-                parser=PARSERS[node.reading],
-                reading=node.reading,
-                parameters=parameters_of(caller, node.reading),
-            ),
-            "runner": runner,
-            "inputs": inputs_of(
-                reference_outputs=node.reference_outputs,
-                outputs=node.outputs,
-                gamed=node.gamed,
-                difficulty=node.difficulty,
-            ),
-        },
-    )
-    return write_result(folder, result, max_failed=node.max_failed)
-
-
-def _fitted(
-    node: AlpacaEval, reference: Reference, rows: list[Row]
-) -> tuple[AlpacaScore, LengthControlled]:
-    instructions = list(reference.rows)
-    gamed = None if node.gamed is None else read_gamed(Path(node.gamed), instructions)
-    difficulty = (
-        None if node.difficulty is None else read_difficulty(Path(node.difficulty), instructions)
-    )
-    return with_length_control(rows, gamed=gamed, difficulty=difficulty)

@@ -171,6 +171,18 @@ def judge_model(
     )
 
 
+def check_baselines(
+    questions: Sequence[ArenaQuestion], baselines: Mapping[str, tuple[str, Mapping[str, str]]]
+) -> None:
+    """Whether every question has its baseline's answer.
+
+    Raises:
+        DataError: a question's category has no baseline, or the baseline lacks its answer.
+    """
+    for question in questions:
+        _baseline(question, baselines)
+
+
 def _baseline(
     question: ArenaQuestion, baselines: Mapping[str, tuple[str, Mapping[str, str]]]
 ) -> tuple[str, str]:

@@ -22,10 +22,11 @@ from align_eval.arena_hard.files import (
     read_questions,
     write_answers,
 )
-from align_eval.arena_hard.judging import PARSER, TEMPLATE, Judged, judge_model
-from align_eval.arena_hard.scoring import battles_of, leaderboard, style_controlled
+from align_eval.arena_hard.judging import PARSER, TEMPLATE, Judged, check_baselines, judge_model
+from align_eval.arena_hard.scoring import battles_of, leaderboard, places_of, style_controlled
 from align_eval.arena_hard.style import style_counts
 from align_eval.judged import JudgedBenchmark, NonEmpty
+from align_eval.order import order_effect
 from align_eval.outputs import Outputs
 from align_eval.results import Result, inputs_of, judge_of, write_result
 from align_eval.row_files import write_jsonl
@@ -67,6 +68,15 @@ class ArenaHard(JudgedBenchmark):
         """Files that it reads."""
         return [self.questions, *self.baseline_answers, *([self.answers] if self.answers else [])]
 
+    def planned(self) -> list[str]:
+        """What would be asked of whom; reads every file that the recipe names."""
+        check_baselines(questions_of(self), _opponents(self, _baselines(self)))
+        return super().planned()
+
+    def there(self) -> int:
+        """Number of questions of the categories that are judged."""
+        return len(_all_questions(self))
+
     def asks_policy(self) -> bool:
         """Whether the model must answer."""
         return self.answers is None
@@ -97,6 +107,11 @@ def questions_of(node: ArenaHard) -> list[ArenaQuestion]:
         DataError: the file cannot be read.
         RecipeError: a category that the file does not have, or that the version does not know.
     """
+    return _all_questions(node)[: node.limit]
+
+
+def _all_questions(node: ArenaHard) -> list[ArenaQuestion]:
+    """As `questions_of`, without `limit`."""
     questions = read_questions(Path(node.questions))
     there = {question.category for question in questions}
     known = set(BENCHMARKS[node.version].baselines)
@@ -177,11 +192,7 @@ def run_arena_hard(
         caller,
         questions,
         outputs.texts,
-        {
-            category: (name, {uid: answer.text for uid, answer in theirs[name].items()})
-            for category, name in BENCHMARKS[node.version].baselines.items()
-            if name in theirs
-        },
+        _opponents(node, theirs),
         model=outputs.generator,
         max_new_tokens=node.max_new_tokens,
         temperature=node.temperature,
@@ -223,8 +234,23 @@ def run_arena_hard(
                 **{f"baseline_{i}": path for i, path in enumerate(node.baseline_answers)},
             ),
         },
+        n_cut=outputs.n_cut,
+        limited=node.limited(),
+        order=order_effect(map(places_of, judged.rows)),
+        notes=outputs.notes,
     )
     return write_result(folder, result, max_failed=node.max_failed)
+
+
+def _opponents(
+    node: ArenaHard, theirs: Mapping[str, Mapping[str, ModelAnswer]]
+) -> dict[str, tuple[str, dict[str, str]]]:
+    """Category -> name and texts by uid of the baseline, where its answers are given."""
+    return {
+        category: (name, {uid: answer.text for uid, answer in theirs[name].items()})
+        for category, name in BENCHMARKS[node.version].baselines.items()
+        if name in theirs
+    }
 
 
 def _baselines(node: ArenaHard) -> dict[str, dict[str, ModelAnswer]]:

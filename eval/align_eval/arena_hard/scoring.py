@@ -18,7 +18,7 @@ import numpy as np
 from align.errors import DataError
 from align_eval.arena_hard.files import ModelAnswer
 from align_eval.arena_hard.style import FEATURES, style_features
-from align_eval.arena_hard.verdicts import LABELS, scores_of
+from align_eval.arena_hard.verdicts import LABELS, MEANING, scores_of
 from align_eval.bradley_terry import Floats, Outcome, design_of, logistic, sigmoid
 from align_eval.row_files import Row, read_rows
 
@@ -66,6 +66,13 @@ class ArenaScore:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
+
+
+def places_of(judgment: Row) -> tuple[float | None, float | None]:
+    """P(assistant A wins) in each of a question's two games; None without a verdict."""
+    labels = map(_label, judgment["games"])
+    first, second = (None if label is None else MEANING[label][0] for label in labels)
+    return first, second
 
 
 def battles_of(judgments: Sequence[Row], category: str | None = None) -> Battles:

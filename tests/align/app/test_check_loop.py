@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from align.app.check_loop import calls_of, check_before_rounds, check_loop
 from align.errors import DataError, RecipeError
@@ -72,6 +73,7 @@ def test_prompts_that_leave_no_room_are_refused(recipe_of) -> None:
         check_loop(recipe_of(each_round=nodes), show_example=False)
 
 
+SEARCH = {"run": "mcts", "verify": "answers", "confidence": "none"}
 REFUSED = {
     "chain": ({"each_round": tiny_loops.STAGES[1:]}, "reads completions, which no stage writes"),
     "guide": (
@@ -86,6 +88,64 @@ REFUSED = {
         {"each_round": [tiny_loops.STAGES[0], {"run": "judge", "by": "answers", "path": "none"}]},
         "answers none cannot be read",
     ),
+    "reward model": (
+        {
+            "each_round": [
+                tiny_loops.STAGES[0],
+                {"run": "judge", "by": "reward_model", "path": "none"},
+                tiny_loops.STAGES[2],
+            ]
+        },
+        "'none' cannot be loaded as a judge's model",
+    ),
+    "one of several rewards": (
+        {
+            "each_round": [
+                tiny_loops.STAGES[0],
+                {
+                    "run": "judge",
+                    "by": "rewards",
+                    "rewards": [{"by": "length"}, {"by": "reward_model", "path": "none"}],
+                },
+                tiny_loops.STAGES[2],
+            ]
+        },
+        "'none' cannot be loaded as a judge's model",
+    ),
+    "labelled pairs": (
+        {"each_round": [*tiny_loops.STAGES[:2], {"run": "uncertainty", "labelled": "none.jsonl"}]},
+        r"no file or folder none\.jsonl",
+    ),
+    "estimator": (
+        {
+            "each_round": [
+                *tiny_loops.STAGES[:2],
+                {"run": "uncertainty", "estimator": {"kind": "likelihood", "path": "./nowhere"}},
+            ]
+        },
+        r"estimator\.path: there is no folder './nowhere'",
+    ),
+    "backbone": (
+        {
+            "each_round": [
+                *tiny_loops.STAGES[:2],
+                {
+                    "run": "uncertainty",
+                    "labelled": "eval.jsonl",
+                    "estimator": {"kind": "likelihood", "backbone": "./nowhere"},
+                },
+            ]
+        },
+        "there is no folder './nowhere'",
+    ),
+    "prompts of a pipeline": (
+        {"each_round": [SEARCH], "prompts": {"source": "none.jsonl"}},
+        r"no file or folder none\.jsonl",
+    ),
+    "known answers": (
+        {"each_round": [SEARCH], "prompts": {"source": "unanswered.jsonl"}},
+        "none of the 1 prompts of unanswered.jsonl brings one",
+    ),
     "pattern": (
         {"each_round": [*tiny_loops.STAGES[:1], dict(tiny_loops.STAGES[1]) | {"pattern": "("}]},
         "is no regular expression",
@@ -94,12 +154,37 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_would_end_the_first_round_is_refused_before_it(case: str, recipe_of) -> None:
+def test_what_would_end_the_first_round_is_refused_before_it(
+    case: str, recipe_of, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    tiny_loops.write_rows(place / "unanswered.jsonl", [{"prompt": "abc"}])
     changes, says = REFUSED[case]
     if "each_round" in changes and not any(s["run"] == "train" for s in changes["each_round"]):
-        changes = {"each_round": [*changes["each_round"], {"run": "train"}]}
+        changes = changes | {"each_round": [*changes["each_round"], {"run": "train"}]}
     with pytest.raises((RecipeError, DataError), match=says):
         check_loop(recipe_of(**changes), show_example=False)
+
+
+def test_a_reward_model_is_looked_at_without_its_weights(recipe_of, place: Path) -> None:
+    tokenizer = tiny_loops.letters_tokenizer()
+    nodes = [dict(stage) for stage in tiny_loops.STAGES]
+    nodes[1] = {"run": "judge", "by": "reward_model", "path": str(place / "judge")}
+    tokenizer.save_pretrained(place / "judge")
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0)
+    config.save_pretrained(place / "judge")
+    check_loop(recipe_of(each_round=nodes), show_example=False)
+    for change, says in (({"num_labels": 3}, "has 3 outputs"), ({"pad_token_id": None}, "no pad_")):
+        LlamaConfig(**config.to_diff_dict() | change).save_pretrained(place / "judge")
+        with pytest.raises(RecipeError, match=says):
+            check_loop(recipe_of(each_round=nodes), show_example=False)
+
+
+def test_the_prompts_of_a_pipeline_are_counted(recipe_of, place: Path) -> None:
+    said = check_loop(recipe_of(each_round=[SEARCH, {"run": "train"}]), show_example=True)
+    assert "rounds: 3, each of mcts, train; the stages fit together" in said
+    assert "prompts: 4 in round 1\nprompt tokens: min 7" in said
+    assert said.splitlines()[-1].startswith("'<bos><user>")
 
 
 def test_scores_that_nobody_asks_for_are_refused(recipe_of, shop_of) -> None:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from align.data.completions import JudgedPrompt
 from align.errors import DataError, RecipeError
 from align.judges.base import Bench, JudgeFailed, Prefers, Tie
 from align.loops.artefacts import read_lines, write_lines
-from align.stages.judge import Judge, JudgeStage, ask_for, judge_prompts
+from align.stages.judge import Judge, JudgeStage, ask_for, judge_prompts, told_of
 from align.stages.select import Select
 from tests import tiny_loops
 from tests.align.judges.fault_server import FaultServer
@@ -77,6 +78,7 @@ def line(completions: list[str], prompt: str = "abc", failures: tuple[str, ...] 
         "row": 1,
         "sampler": "policy",
         "completions": completions,
+        "unfinished": [],
         "failures": list(failures),
     }
 
@@ -236,3 +238,26 @@ def test_an_llm_is_asked_in_both_orders_and_never_again(recipe_of, shop_of, plac
                 (row,) = judge_prompts(judge, "all_pairs", node, None, lines, 1)
             assert row.preferences == ((0.5, 0.0, 0.0), (1.0, 0.5, 1.0), (1.0, 0.0, 0.5))
         assert server.requests == 6
+
+
+def judged_row(**given: Any) -> JudgedPrompt:
+    fixed = {"prompt": "p", "source": "s", "row": 1, "sampler": "m", "judge": "j", "calls": 3}
+    return JudgedPrompt(**fixed, **given)
+
+
+def test_the_ledger_says_the_mean_score_of_what_was_scored() -> None:
+    rows = [
+        judged_row(completions=("a", "b"), scores=(1.0, None)),
+        judged_row(completions=("c",), scores=(4.0,)),
+    ]
+    assert told_of(rows) == {"scored": 2, "mean_score": 2.5}
+
+
+def test_the_ledger_says_ties_among_the_pairs_that_were_compared() -> None:
+    # Of three pairs one is a tie, one was not asked; the diagonal is no comparison.
+    table = ((0.5, 0.5, None), (0.5, 0.5, 0.9), (None, 0.1, 0.5))
+    assert told_of([judged_row(completions=("a", "b", "c"), preferences=table)]) == {
+        "compared": 2,
+        "ties": 1,
+    }
+    assert told_of([]) == {"compared": 0, "ties": 0}

@@ -49,6 +49,52 @@ def test_a_round_leaves_its_rows_and_says_what_it_did(gone) -> None:
     assert {p["row"] for p in pairs} <= {line["row"] for line in lines}
 
 
+def test_completions_that_were_cut_off_can_be_kept(recipe_of, go, tmp_path: Path) -> None:
+    short = {"max_new_tokens": 3}
+    cut = go(recipe_of(rounds=1, each_round=stages(generate=short)), tmp_path / "cut")
+    keep = short | {"keep_unfinished": True}
+    kept = go(recipe_of(rounds=1, each_round=stages(generate=keep)), tmp_path / "kept")
+    lost = cut.said[1, "generate"]["failed"]["unfinished"]
+    assert kept.said[1, "generate"]["unfinished"] == lost > 0
+    assert "unfinished" not in kept.said[1, "generate"]["failed"]
+    lines = list(read_lines(kept.artefact(1, "completions")))
+    # Two letters and the end are three tokens, three letters are cut off.
+    for line in lines:
+        assert line["unfinished"] == [i for i, t in enumerate(line["completions"]) if len(t) == 3]
+    unfinished = {t for line in lines for t in line["completions"] if len(t) == 3}
+    for pair in read_lines(kept.artefact(1, "pairs")):
+        for side in ("chosen", "rejected"):
+            assert (pair.get(f"{side}_ends") is False) == (pair[side][0]["content"] in unfinished)
+
+
+def test_samples_behind_a_hint_are_kept_as_answers_to_the_prompt(
+    recipe_of, go, place: Path, tmp_path: Path
+) -> None:
+    plain = go(recipe_of(rounds=1), tmp_path / "plain")
+    hinted = recipe_of(rounds=1, each_round=stages(generate={"hinted": 2}))
+    with pytest.raises(DataError, match=r"prompts\.jsonl, row \d+: no column hint"):
+        go(hinted, tmp_path / "run")
+    rows = [json.loads(line) for line in (place / "prompts.jsonl").read_text().splitlines()]
+    turns = [{"role": "user", "content": "aaa"}, {"role": "assistant", "content": "aaaa"}]
+    tiny_loops.write_rows(place / "prompts.jsonl", [row | {"hint": turns} for row in rows])
+    gone = go(hinted, tmp_path / "run")
+    lines = list(read_lines(gone.artefact(1, "completions")))
+    assert [line["prompt"] for line in lines] == [
+        line["prompt"] for line in read_lines(plain.artefact(1, "completions"))
+    ]
+    assert gone.said[1, "generate"]["completions"] > 8
+    for line in read_lines(gone.artefact(1, "pairs")):
+        assert len(line["prompt"]) == 1
+    # The first two samples are those that a loop without hints draws first.
+    few = stages(generate={"samples": 2})
+    two = go(recipe_of(rounds=1, each_round=few), tmp_path / "two")
+    for line, other in zip(lines, read_lines(two.artefact(1, "completions")), strict=True):
+        assert line["completions"][: len(other["completions"])] == other["completions"]
+    changed = [row | {"hint": [*turns, *turns]} for row in rows]
+    tiny_loops.write_rows(place / "prompts.jsonl", changed)
+    assert go(hinted, tmp_path / "run").aside[0].startswith("1/01-generate")
+
+
 @pytest.mark.parametrize(
     ("changes", "first"),
     [

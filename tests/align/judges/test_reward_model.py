@@ -145,3 +145,11 @@ def test_the_identity_is_that_of_the_weights(model):
     with torch.no_grad():
         other.score.weight[0, 0] += 1
     assert RewardModelJudge(other, TOKENIZER).identity != one
+
+
+def test_scoring_says_how_far_it_is(model, phases):
+    judge = RewardModelJudge(model, TOKENIZER, batch_size=2)
+    judge.score(answers(*TEXTS))
+    [(_, unit, total, done, tokens)] = [p for p in phases if p[0] == "reward model"]
+    assert (unit, total, done) == ("rows", 5, [2, 4, 5])
+    assert tokens > 5 * len("17+35+28?")

@@ -134,7 +134,7 @@ def test_a_changed_setting_makes_its_stage_and_what_follows_again(fake, folder: 
     fake.run(folder, rounds=2, keep=9, each_round=changed)
     aside = [(line["round"], line["folder"], line["why"]) for line in lines(folder, "set-aside")]
     assert aside[0] == (
-        1, "03-select", 'its settings changed from {"rule": "best_vs_worst"}'
+        1, "03-select", 'its settings changed (rule "best_vs_worst" -> "all_pairs")'
     )  # fmt: skip
     assert aside[1] == (1, "04-train", "it was made from another pairs")
     assert [where for _, where, _ in aside[2:]] == [
@@ -157,7 +157,7 @@ def test_a_raised_version_makes_its_stage_again(fake, folder: Path) -> None:
     stage.version = 2
     fake.run(folder, rounds=1, each_round=[stage])
     assert counted == [1, 1]
-    assert lines(folder, "set-aside")[0]["why"] == "its version changed from 1"
+    assert lines(folder, "set-aside")[0]["why"] == "its version changed (1 -> 2)"
 
 
 def test_a_setting_without_influence_changes_nothing(fake, folder: Path) -> None:
@@ -192,9 +192,11 @@ def test_each_kind_of_damage_is_named_set_aside_and_made_again(
         found = {key: of for key, of in fake.files(folder).items() if "set-aside" not in key}
         assert found == expected, name
         stage, inside = name[: name.index("/", 5)], name[name.index("/", 5) + 1 :]
-        problem = f"{stage} is kept as set-aside-{stage[5:]} and made again: "
+        problem = f"Round {int(stage[:4])}, {stage[8:]} is made again, since "
         assert problem in caplog.text, name
-        assert inside in caplog.text.partition(problem)[2].partition("\n")[0]
+        told = caplog.text.partition(problem)[2].partition("\n")[0]
+        assert inside in told
+        assert told.endswith(f"is kept as rounds/{stage[:5]}set-aside-{stage[5:]}.")
     assert fake.served(folder).read_text().count("\n") == 9
 
 

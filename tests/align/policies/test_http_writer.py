@@ -401,6 +401,8 @@ def test_a_server_without_logprobs_is_refused(model, store):
         pytest.raises(RecipeError, match=r"gives no log-probs .* Serve the model with vLLM"),
     ):
         writer_of(server, store).draw(DRAWS, seed=3)
+    # Told at the first answer: no call is tried again.
+    assert server.requests <= sum(draw.n for draw in DRAWS)
 
 
 def test_a_chat_only_server_is_refused_in_one_sentence(model, store):

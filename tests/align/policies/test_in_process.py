@@ -349,3 +349,14 @@ def test_wrong_numbers_are_refused(plain_model):
     assert (
         InProcessPolicy(plain_model, TOKENIZER).generate([], 1, Sampling(max_new_tokens=1), 0) == []
     )
+
+
+def test_generation_counts_every_row_as_it_ends_and_every_token(plain_model, phases):
+    policy = InProcessPolicy(plain_model, TOKENIZER, rows=4)
+    rows = policy.generate(asked(*QUESTIONS), 3, Sampling(max_new_tokens=12), 0)
+    [(title, unit, total, done, tokens)] = [p for p in phases if p[0] == "generate"]
+    assert (title, unit, total) == ("generate", "rows", 3 * len(QUESTIONS))
+    assert done[-1] == total
+    # Rows end one by one and not with their batch.
+    assert len(done) > -(-total // 4)
+    assert len(rows) * 3 <= tokens <= 12 * total

@@ -210,3 +210,15 @@ def test_sampling_refuses_what_it_cannot_mean(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=name):
         Sampling(**({"max_new_tokens": 5} | wrong))
+
+
+def test_every_call_counts_and_stored_ones_were_done_before(store, phases):
+    with FaultServer(by_seed) as server:
+        policy = policy_of(server, store)
+        policy.generate(PLAIN[:3], 2, SAMPLING, seed=3)
+        policy.generate(PLAIN, 2, SAMPLING, seed=3)
+        policy.generate(PLAIN, 2, SAMPLING, seed=3)  # asks nobody
+    assert [phase[:4] for phase in phases] == [
+        ("calls of m", "calls", 6, [1, 2, 3, 4, 5, 6]),
+        ("calls of m", "calls", 10, [7, 8, 9, 10]),
+    ]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from align.policies import sampling as sampling_module
 from align.policies.base import Sampling
 from align.policies.loaded import evaluating
 from align.policies.sampling import draw, runs_of, sample_completions, steps
@@ -327,3 +328,26 @@ def test_a_repeated_prompt_is_read_once_and_ended_rows_leave(model, monkeypatch)
     assert rows[0] <= 80
     assert rows == sorted(rows, reverse=True)
     assert rows[-1] < 40
+
+
+def _sorted_nucleus(logits, top_p):
+    """The same by ordering the whole vocabulary."""
+    ordered, order = logits.sort(dim=1, descending=True, stable=True)
+    p = ordered.softmax(dim=1)
+    outside = p.cumsum(dim=1) - p >= top_p
+    outside[:, 0] = False
+    return torch.zeros_like(outside).scatter(1, order, outside)
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0, 8.0])
+@pytest.mark.parametrize("vocabulary", [1, 7, 256, 257, 3000])
+# No multiple of 1 / V, where rounding would decide.
+@pytest.mark.parametrize("top_p", [0.01003, 0.50003, 0.95003])
+def test_a_nucleus_needs_no_order_of_the_whole_vocabulary(scale, vocabulary, top_p):
+    # In bfloat16 many tokens are equally likely, some of them on both sides of the border.
+    torch.manual_seed(0)
+    logits = (torch.randn(12, vocabulary) * scale).bfloat16().double()
+    logits[0] = 0.0
+    logits[1, : vocabulary // 2] = -torch.inf
+    expected = _sorted_nucleus(logits, top_p)
+    assert torch.equal(sampling_module._outside_nucleus(logits, top_p), expected)

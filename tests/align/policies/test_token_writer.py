@@ -221,6 +221,21 @@ def test_greedy_takes_the_likeliest(model):
         model.train()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_streamed_answer_is_the_first_one_drawn(model, temperature):
+    writer = InProcessWriter(model, TOKENIZER, rows=4)
+    for request in draws(n=1, temperature=temperature):
+        pieces = []
+        streamed = writer.stream(request, 3, pieces.append)
+        ((drawn,),) = writer.draw([request], 3)
+        assert replace(streamed, logps=()) == replace(drawn, logps=())
+        assert "".join(pieces) == drawn.text
+        # Word by word, and not all at the end; an end token is no piece.
+        assert len(pieces) >= len(drawn.ids) - 2 - drawn.ids.count(TOKENIZER.unk_token_id)
+    with pytest.raises(ValueError, match="room"):
+        writer.stream(Draw(STEMS[0], 1, Sampling(max_new_tokens=65)), 0, print)
+
+
 def test_scores_are_those_of_one_plain_pass(model):
     continuations = [ids_of(text) for text in ("1+2=3\n6", "2", "4\n4", "1", "+7=12")]
     requests = [(one, (*ids, END)) for one, ids in zip(STEMS, continuations, strict=True)]
@@ -325,3 +340,19 @@ def test_what_cannot_be_drawn_is_refused(plain_model):
     with pytest.raises(ValueError, match="rows must be 1"):
         InProcessWriter(plain_model, TOKENIZER, rows=0)
     assert writer.draw([], 0) == []
+
+
+def test_draws_scores_and_questions_say_how_far_they_are(plain_model, phases):
+    writer = InProcessWriter(plain_model, TOKENIZER, rows=4)
+    drawn = writer.draw(draws(), 0)
+    written = sum(len(one.ids) for row in drawn for one in row)
+    writer.score([(one, ids_of("80")) for one in STEMS])
+    writer.option_mass(STEMS, {"one": ["1"], "two": ["2"]})
+    asked = sum(len(before(one)) for one in STEMS)
+    scored = asked + len(STEMS) * len(ids_of("80"))
+    assert [(p[:3], p[3][-1], p[4]) for p in phases] == [
+        (("draw", "samples", 15), 15, written),
+        (("score", "rows", 5), 5, scored),
+        (("ask", "questions", 5), 5, asked),
+    ]
+    assert len(phases[0][3]) > 4  # more often than batches

@@ -13,8 +13,9 @@ import yaml
 from safetensors.torch import save_file
 
 from align.errors import AlignError, DataError, MachineError, RecipeError
-from align.publishing.cards import dataset_card, model_card, shown_name, write_model_card
+from align.publishing.cards import dataset_card, model_card, write_model_card
 from align.publishing.hub import push
+from align.publishing.origins import shown_name
 from align.publishing.publishable import NotPublishable, publishable_files
 
 REPO = "ana/sums-rpo"
@@ -582,7 +583,7 @@ def test_the_model_card_names_hub_sources_and_hides_local_folders():
         "data": {"pairs": "HuggingFaceH4/ultrafeedback_binarized@abc", "split": "train_prefs"},
         "objective": {"name": "dpo", "beta": 0.1},
     }
-    card = model_card(recipe, {"before": {}, "after": {}}, {}, is_adapter=True, licence="mit")
+    card = model_card(recipe, {"before": {}, "after": {}}, {}, adapter={"r": 8}, licence="mit")
     metadata = front_matter(card)
     assert metadata["datasets"] == ["HuggingFaceH4/ultrafeedback_binarized"]
     assert metadata["license"] == "mit"

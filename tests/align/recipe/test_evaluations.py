@@ -8,18 +8,19 @@ from align.errors import RecipeError
 from align.evaluation import Benchmark, EvaluationNode, Measurement
 from align.recipe.sections import Evaluate
 
-MEASUREMENTS = {"preference": {}, "world": {"world": "sums"}}
+MEASUREMENTS = {"preference": {}, "answers": {}, "world": {"world": "sums"}}
 BENCHMARKS = {
     "alpaca_eval": {"reference_outputs": "base.json"},
     "arena_hard": {"version": "v2.0", "questions": "q.jsonl", "baseline_answers": ["b.jsonl"]},
     "win_rate": {"against": "base.json"},
     "tasks": {"tasks": ["sums"]},
+    "ifeval": {"file": "input_data.jsonl"},
 }
 JUDGE = {"base_url": "http://localhost:8000/v1", "model": "judge", "revision": "1"}
 
 
 def read(name, **settings) -> EvaluationNode:
-    judged = {} if name in ("tasks", *MEASUREMENTS) else {"annotator": JUDGE}
+    judged = {} if name in ("tasks", "ifeval", *MEASUREMENTS) else {"annotator": JUDGE}
     keys = (MEASUREMENTS | BENCHMARKS)[name]
     (node,) = Evaluate.model_validate(
         {"suite": [{"run": name, **keys, **judged, **settings}]}
@@ -103,6 +104,7 @@ def test_words_that_cannot_stand_are_refused():
         ("win_rate", {"max_failed": 2}, "max_failed"),
         ("win_rate", {"annotator": {**JUDGE, "base_url": "localhost"}}, "base_url must be like"),
         ("tasks", {"tasks": []}, "tasks"),
+        ("ifeval", {"limit": 0}, "limit"),
         ("world", {"world": "sum"}, "did you mean `?world:sums"),
     ],
 )

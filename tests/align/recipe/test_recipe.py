@@ -20,6 +20,7 @@ from align.recipe import (
     EvalRecipe,
     Evaluate,
     Hub,
+    KindRecipe,
     Model,
     Optimizer,
     Recipe,
@@ -659,7 +660,8 @@ def test_explain_says_meaning_values_and_default() -> None:
     assert "objective.eta" in explain("objective.rpo")
     assert "the formula is the objective section's" in explain("train.loss_type")
     listed = {line.split(":")[0].partition(" (")[0] for line in explain().splitlines()}
-    assert listed == {key for root in (Recipe, DataRecipe, EvalRecipe) for key in root.model_fields}
+    roots = (Recipe, DataRecipe, EvalRecipe, KindRecipe)
+    assert listed == {key for root in roots for key in root.model_fields}
     assert "build (of a recipe for `align data build`): " in explain()
     assert "tables; null takes" in explain("name")
     with pytest.raises(RecipeError, match=r"did you mean `train\.learning_rate`\?"):

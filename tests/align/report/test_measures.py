@@ -94,6 +94,13 @@ def test_the_names_are_those_of_metrics_json():
         "shapes/quality",
         "denoising/chosen_error",
         "denoising/rejected_error",
+        "sft/nll_per_token",
+        "sft/perplexity",
+        *(
+            f"{kind}/{name}"
+            for kind in ("reward", "preference_model")
+            for name in ("accuracy", "margin", "log_loss", "calibration_error")
+        ),
     }
     run = metrics_from(metrics(other={"value": 1.0}), name="x", where="here")
     assert run.after["other"].value == 1.0

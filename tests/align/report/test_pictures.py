@@ -20,8 +20,9 @@ def log_history():
             "step": step,
             "loss": 0.7 - 0.01 * step,
             "rewards/margins": 0.1 * step,
-            "logps/chosen": -4.0 - 0.2 * step,
-            "logps/rejected": -8.0 - 0.5 * step,
+            "logps/chosen": -40.0 + 7 * (-1) ** step,
+            "logratios/chosen": -0.2 * step,
+            "logratios/rejected": -0.5 * step,
             "rewards/accuracies": 0.5,
             "grad_norm": 3.0,
         }
@@ -69,9 +70,9 @@ def test_every_curve_is_drawn_from_its_own_key(tmp_path, drawn):
         "loss": ([1, 2, 3], pytest.approx([0.69, 0.68, 0.67])),
         "loss, held out": ([3], [0.66]),
     }
-    assert lines(panel(figure, "log-prob of the completions")) == {
-        "chosen": ([1, 2, 3], pytest.approx([-4.2, -4.4, -4.6])),
-        "rejected": ([1, 2, 3], pytest.approx([-8.5, -9.0, -9.5])),
+    assert lines(panel(figure, "log-ratio to the frozen policy")) == {
+        "chosen": ([1, 2, 3], pytest.approx([-0.2, -0.4, -0.6])),
+        "rejected": ([1, 2, 3], pytest.approx([-0.5, -1.0, -1.5])),
     }
     assert lines(panel(figure, "reward margin"))["margin"][1] == pytest.approx([0.1, 0.2, 0.3])
     assert lines(panel(figure, "gradient norm"))["gradient norm"][1] == [3.0, 3.0, 3.0]
@@ -186,7 +187,7 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     one = ["sums/sampled_accuracy"]
     with pytest.raises(DataError, match="None of the runs measured sums/greedy_accuracy"):
         plot_comparison(runs, out, measures=[*one, "sums/greedy_accuracy"])
-    with pytest.raises(DataError, match="None of the runs measured any of sums/"):
+    with pytest.raises(DataError, match="None of the runs measured anything"):
         plot_comparison(runs[2:], out)
     with pytest.raises(RecipeError, match="no measure sums/nonsense"):
         plot_comparison(runs, out, measures=["sums/nonsense"])
@@ -197,3 +198,45 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     with pytest.raises(RecipeError, match="1 to 6 runs, not 0"):
         plot_comparison([], out, measures=one)
     assert not out.exists()
+
+
+def test_one_logged_step_is_a_point_and_a_sentence_says_why(tmp_path, drawn):
+    plot_curves(log_history()[:1], tmp_path / "x.png", title="x")
+    (line,) = panel(drawn[0], "loss").get_lines()
+    assert (line.get_marker(), list(line.get_xdata())) == ("o", [1])
+    assert list(panel(drawn[0], "loss").get_xticks()) == [1]
+    assert "train.logging_steps" in drawn[0].get_supxlabel()
+
+
+def test_many_steps_are_a_line_and_need_no_sentence(tmp_path, drawn):
+    history = [{"step": step, "loss": 1.0} for step in range(1, 30)]
+    plot_curves(history, tmp_path / "x.png", title="x")
+    (line,) = panel(drawn[0], "loss").get_lines()
+    assert line.get_marker() in ("", "None", None)
+    assert drawn[0].get_supxlabel() == ""
+
+
+def test_a_log_without_ratios_shows_what_its_objective_compares(tmp_path, drawn):
+    history = [{"step": 1, "loss": 0.7, "rewards/chosen": 0.1, "rewards/rejected": -0.1}]
+    plot_curves(history, tmp_path / "x.png", title="x")
+    axes = panel(drawn[0], "reward as the objective compares it")
+    assert lines(axes)["rejected"] == ([1], [-0.1])
+
+
+def test_below_ten_rows_there_is_a_point_and_no_interval(tmp_path, drawn):
+    base, after = {"sums/sampled_accuracy": 0.1}, {"sums/sampled_accuracy": 0.9}
+    plot_comparison([make_run(tmp_path / "few", base, after, n=9)], tmp_path / "few.png")
+    plot_comparison([make_run(tmp_path / "more", base, after, n=10)], tmp_path / "more.png")
+    few, more = (figure.axes[0] for figure in drawn)
+    assert not few.collections
+    assert len(more.collections) == 2
+    assert [text for text in texts(few) if text] == ["90.0"]  # no mark either
+    assert [text for text in texts(more) if text] == ["90.0▲"]
+    assert "Below n = 10 points only" in drawn[0].get_supxlabel()
+    assert "Below n" not in drawn[1].get_supxlabel()
+
+
+def test_measures_of_anybodys_own_are_drawn_too(tmp_path, drawn):
+    run = make_run(tmp_path / "own", {"mine/length": 3.0}, {"mine/length": 4.0})
+    plot_comparison([run], tmp_path / "own.png")
+    assert [axes.get_title(loc="left") for axes in drawn[0].axes] == ["mine/length"]

@@ -105,3 +105,12 @@ def test_the_table_of_two_runs_fits_80_columns(runs):
 def test_a_folder_without_metrics_is_named(runs, tmp_path):
     with pytest.raises(DataError, match=r"nothing-here.metrics\.json does not exist"):
         compare([*runs, tmp_path / "nothing-here"])
+
+
+def test_below_ten_rows_there_is_no_interval_and_no_mark(tmp_path):
+    few = {"sums/sampled_accuracy": estimate(0.1, 0.01, n=9)}
+    after = {"sums/sampled_accuracy": estimate(0.9, 0.01, n=9)}
+    text = text_of(compare([make_run(tmp_path / "few", before=few, after=after)]))
+    values, intervals = row(text, "sampled accuracy")
+    assert values[1:] == ["10.0", "90.0"]
+    assert intervals[1:] == ["no interval, n = 9"] * 2

@@ -1,12 +1,13 @@
 """A published folder is whole and verified, or not there, whatever happens in between."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from align.runs.manifest import damage, publish, read_about
+from align.runs.manifest import damage, file_digest, publish, read_about
 from align.trainers.checkpoints import newest_whole_checkpoint
 
 ABOUT = {"run": {"seed": 3, "rate": 0.1}, "step": 4}
@@ -140,3 +141,10 @@ def test_the_manifest_lists_every_file_with_size_and_sha256(published: Path) -> 
     # printf weights | sha256sum
     expected = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
     assert manifest["files"]["model.bin"] == {"bytes": 7, "sha256": expected}
+
+
+def test_hashing_counts_a_mebibyte_at_a_time(tmp_path: Path, phases) -> None:
+    content = os.urandom(2**20 + 1)
+    (tmp_path / "model.bin").write_bytes(content)
+    assert file_digest(tmp_path / "model.bin") == hashlib.sha256(content).hexdigest()
+    assert phases == [("hash model.bin", "MiB", 2, [1, 2], 0)]

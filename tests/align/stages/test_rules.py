@@ -276,3 +276,12 @@ def test_rules_are_nodes_of_a_recipe():
         made = Select.of(**rule.model_dump())
         assert isinstance(made, type(rule))
         assert {key: getattr(made, key) for key in type(rule).model_fields} == rule.model_dump()
+
+
+def test_a_completion_that_was_cut_off_trains_no_end():
+    row = judged(completions=("a", "b", "c"), unfinished=(1,))
+    (pair,), _ = select([row], BestVsWorst())
+    assert (pair.chosen, pair.rejected) == ("b", "a")
+    assert (pair.chosen_ends, pair.rejected_ends) == (False, None)
+    (pair,), _ = select([judged(unfinished=(0,))], BestVsWorst())
+    assert (pair.chosen_ends, pair.rejected_ends) == (None, False)

@@ -5,8 +5,8 @@ import torch
 from datasets import Dataset
 
 from align.errors import MachineError, RecipeError
+from align.forest.budget import SAFE_SHARE, WORTH_TRYING, largest_budget
 from align.trainers import PreferenceConfig, PreferenceTrainer, budget
-from align.trainers.budget import SAFE_SHARE, WORTH_TRYING, largest_budget
 
 
 class Machine:
@@ -112,20 +112,20 @@ def test_a_tiny_model_gets_its_whole_batch_and_leaves_no_trace(make, pairs) -> N
 def test_little_memory_means_a_small_budget(make, pairs, monkeypatch) -> None:
     """A pass takes 1,000 bytes a token; there is room for the longest pair and a half."""
     one = longest(pairs, 1)[0]
-    monkeypatch.setattr(budget, "_free", lambda device: 10**12)
+    monkeypatch.setattr(budget, "free_memory", lambda device: 10**12)
 
     def peak(self, rows, tokens):
         return 1_000 * tokens
 
     monkeypatch.setattr(PreferenceTrainer, "_peak", peak)
     monkeypatch.setattr(budget, "LATER_BYTES", 0)
-    monkeypatch.setattr(budget, "_free", lambda device: int(1.5 * one * 1_000 / SAFE_SHARE))
+    monkeypatch.setattr(budget, "free_memory", lambda device: int(1.5 * one * 1_000 / SAFE_SHARE))
     found = make().data_collator.token_budget
     assert 1.3 * one <= found <= 1.5 * one
 
 
 def test_no_memory_at_all_is_said(make, monkeypatch) -> None:
-    monkeypatch.setattr(budget, "_free", lambda device: 1_000)
+    monkeypatch.setattr(budget, "free_memory", lambda device: 1_000)
     with pytest.raises(MachineError, match=r"the longest pair .* does not fit"):
         make()
 

@@ -142,3 +142,15 @@ def test_a_pass_without_statistics_leaves_those_metrics_out() -> None:
     found = row_values(OUTCOME, policy, statistics_of(pack, EdgeOutput(logps=torch.zeros(2))))
     assert "entropy" not in found
     assert "loss" in found
+
+
+def test_log_ratios_are_the_policys_log_probs_less_the_frozen_ones() -> None:
+    pack = tree_pack([TokenRow([1], [2]), TokenRow([1], [3])])
+    policy = pair_of([[-1.0, -2.0], [-4.0, 0.0]], [[-3.0, 0.0], [-1.0, -1.0]])
+    frozen = pair_of([[-2.0, -2.0], [-3.0, 0.0]], [[-3.0, 0.0], [-5.0, -1.0]])
+    statistics = statistics_of(pack, EdgeOutput(logps=torch.zeros(2)))
+    found = row_values(OUTCOME, policy, statistics, frozen)
+    # (-1 - 2) - (-2 - 2) and -4 + 3; 0 and (-1 - 1) - (-5 - 1).
+    assert found["logratios/chosen"][0].tolist() == [1.0, -1.0]
+    assert found["logratios/rejected"][0].tolist() == [0.0, 4.0]
+    assert "logratios/chosen" not in row_values(OUTCOME, policy, statistics)

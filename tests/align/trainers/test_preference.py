@@ -202,8 +202,8 @@ def test_cached_scores_are_reused_and_another_policy_never_reads_them(
 def test_a_stale_score_stops_the_run(make, monkeypatch) -> None:
     original = PreferenceTrainer._score
 
-    def off_by_a_little(self, model, dataset):
-        chosen, rejected = original(self, model, dataset)
+    def off_by_a_little(self, role, model, dataset):
+        chosen, rejected = original(self, role, model, dataset)
         return [c + 0.01 for c in chosen], rejected
 
     monkeypatch.setattr(PreferenceTrainer, "_score", off_by_a_little)
@@ -389,3 +389,11 @@ def test_rows_with_texts_and_ids_are_checked_like_any(make) -> None:
 
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def test_scoring_a_role_says_how_far_it_is(make, pairs, phases):
+    make(changes={"per_device_eval_batch_size": 2})
+    [(_, unit, total, done, tokens)] = [p for p in phases if p[0] == "score reference"]
+    assert (unit, total, done[:2], done[-1]) == ("pairs", len(pairs), [2, 4], len(pairs))
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    assert tokens == sum(len(row[name]) for row in pairs for name in columns)

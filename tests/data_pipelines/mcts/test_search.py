@@ -456,3 +456,11 @@ def test_a_tree_can_be_read_back():
     kept = {key: one.record[key] for key in ("nodes", "committed", "frozen")}
     tree = Tree.from_json(kept)
     assert tree.to_json() == kept
+
+
+def test_trees_are_counted_as_they_end_with_their_simulations(phases, caplog):
+    questions = [asked(row) for row in range(1, 9)]
+    found = built(xie(root_simulations=20), questions=questions)
+    [(_, unit, total, done, _)] = [p for p in phases if p[0] == "search"]
+    assert (unit, total, done[-1]) == ("trees", 8, 8)
+    assert all(one.counts["simulations"] >= 20 for one in found)

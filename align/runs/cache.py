@@ -1,4 +1,4 @@
-"""Models built in code, kept by a hash of everything that determines them.
+"""Folders made once, kept by a hash of everything that determines them.
 
 One process builds while others that want the same model wait; what stands in the cache was
 published whole (`align.runs.manifest`) and is verified before it is handed out.
@@ -46,18 +46,18 @@ def made_by(*files: str) -> dict[str, str]:
     }
 
 
-def cached_folder(name: str, parts: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
+def cached_folder(shelf_name: str, parts: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
     """The folder that `build` writes for `parts`, built at most once.
 
     Args:
-        name: of the world; first level under the cache's "worlds" folder.
+        shelf_name: the folder below the cache's root, such as `worlds/sums`.
         parts: everything that determines the content, JSON-ready; kept in the folder's manifest.
         build: writes the content into the empty folder that it is given.
 
     Raises:
         MachineError: the cache cannot be written.
     """
-    shelf = cache_root() / "worlds" / name
+    shelf = cache_root() / shelf_name
     key = content_key(parts)
     folder = shelf / key
     if folder.is_dir() and damage(folder) is None:
@@ -79,7 +79,7 @@ def cached_folder(name: str, parts: Mapping[str, Any], build: Callable[[Path], N
             publish(partial, folder, about=parts)
     except OSError as error:
         raise MachineError(
-            f"The cache of built-in models at {shelf} cannot be used ({error}). Free some disk "
+            f"The cache at {shelf} cannot be used ({error}). Free some disk "
             f"space there, or point the environment variable ALIGN_CACHE at a folder that can be "
             f"written."
         ) from error

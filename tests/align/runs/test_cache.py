@@ -4,7 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from align.errors import MachineError
-from align.worlds.cache import cached_folder, content_key
+from align.runs.cache import cached_folder, content_key
+
+
+@pytest.fixture
+def align_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def writer(text, built):
@@ -26,8 +32,8 @@ def test_the_key_is_the_content_and_not_its_order():
 
 def test_a_second_call_builds_nothing(align_cache):
     built = []
-    first = cached_folder("w", {"a": 1}, writer("one", built))
-    second = cached_folder("w", {"a": 1}, writer("two", built))
+    first = cached_folder("worlds/w", {"a": 1}, writer("one", built))
+    second = cached_folder("worlds/w", {"a": 1}, writer("two", built))
     assert first == second == align_cache / "worlds" / "w" / content_key({"a": 1})
     assert (first / "weights").read_text() == "one"
     assert built == ["one"]
@@ -35,8 +41,8 @@ def test_a_second_call_builds_nothing(align_cache):
 
 def test_a_changed_part_has_another_folder(align_cache):
     built = []
-    first = cached_folder("w", {"a": 1}, writer("one", built))
-    assert cached_folder("w", {"a": 2}, writer("two", built)) != first
+    first = cached_folder("worlds/w", {"a": 1}, writer("one", built))
+    assert cached_folder("worlds/w", {"a": 2}, writer("two", built)) != first
     assert built == ["one", "two"]
 
 
@@ -46,18 +52,18 @@ def test_a_torn_build_is_never_handed_out(align_cache):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cached_folder("w", {"a": 1}, torn)
+        cached_folder("worlds/w", {"a": 1}, torn)
     shelf = align_cache / "worlds" / "w"
     assert len(list(shelf.glob("*.partial-*"))) == 1
-    folder = cached_folder("w", {"a": 1}, writer("whole", []))
+    folder = cached_folder("worlds/w", {"a": 1}, writer("whole", []))
     assert (folder / "weights").read_text() == "whole"
     assert not list(shelf.glob("*.partial-*"))
 
 
 def test_a_damaged_folder_is_built_again(align_cache, caplog):
-    folder = cached_folder("w", {"a": 1}, writer("one", []))
+    folder = cached_folder("worlds/w", {"a": 1}, writer("one", []))
     (folder / "weights").write_text("on")
-    cached_folder("w", {"a": 1}, writer("new", []))
+    cached_folder("worlds/w", {"a": 1}, writer("new", []))
     assert (folder / "weights").read_text() == "new"
     assert "weights has 2 bytes instead of 3" in caplog.text
 
@@ -71,7 +77,7 @@ def test_two_at_once_build_once(align_cache):
         writer("one", built)(folder)
 
     with ThreadPoolExecutor(2) as pool:
-        folders = list(pool.map(lambda _: cached_folder("w", {"a": 1}, build), range(2)))
+        folders = list(pool.map(lambda _: cached_folder("worlds/w", {"a": 1}, build), range(2)))
     assert folders[0] == folders[1]
     assert built == ["one"]
 
@@ -80,5 +86,5 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "file"))
     with pytest.raises(MachineError, match="ALIGN_CACHE") as caught:
-        cached_folder("w", {"a": 1}, writer("one", []))
+        cached_folder("worlds/w", {"a": 1}, writer("one", []))
     assert caught.value.exit_code == 4

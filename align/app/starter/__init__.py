@@ -1,0 +1,1 @@
+"""`align init`: a commented starter recipe for data, model and machine."""

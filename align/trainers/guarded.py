@@ -1,0 +1,205 @@
+# pyright: basic
+"""What a run asks of one of TRL's own trainers, whose loss stays TRL's.
+
+Checkpoints are sealed and verified, a signal stops in good order, a number that nothing can be
+learnt from stops at once and names its rows, and a resumed run logs what the uninterrupted one
+would have logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+
+from align.errors import DataError, NumericalError
+from align.reference import digest, rows_digest, tokenizer_digest, weights_digest
+from align.trainers.checkpoints import SealedCheckpoints
+from align.trainers.guards import StopOnBadWeights, StopOnSignal
+from align.trainers.settings import trained_settings
+
+logger = logging.getLogger(__name__)
+
+ROW_INDEX = "row_index"
+LENGTH = "length"  # transformers' name for what `group_by_length` sorts by
+PLACE = ("source", "row")
+SHOWN_ROWS = 8
+
+
+class GuardedTrainer(SealedCheckpoints):
+    """To be put in front of one of TRL's trainers, which takes the other arguments.
+
+    Args:
+        train_dataset: tokenised rows with the columns that TRL's trainer takes, and `source` and
+            `row`, where each of them came from.
+        eval_dataset: the same, or None.
+        processing_class: the tokenizer; it can pad.
+        allow_change: names of settings that may differ from the checkpoint that is resumed from.
+
+    Raises:
+        DataError: there is no row.
+        NumericalError: training meets a zero or non-finite number.
+    """
+
+    model: Any
+    kind: ClassVar[str]
+    """The recipe's word for what is trained."""
+    read_columns: ClassVar[tuple[str, ...]]
+    """Columns that determine what is learnt; those that the data do not have are left out."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: Any,
+        allow_change: Collection[str] = (),
+        callbacks: Collection[Any] = (),
+        **of_trl: Any,
+    ) -> None:
+        if len(train_dataset) == 0:
+            raise DataError("The training data has no rows.")
+        self._allow_change = tuple(allow_change)
+        self._signal = StopOnSignal()
+        tables = [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]
+        self._places = [
+            f"{source}:{row}"
+            for table in tables
+            for source, row in zip(*(table[name] for name in PLACE), strict=True)
+        ]
+        super().__init__(
+            model,
+            train_dataset=_numbered(train_dataset, 0),
+            eval_dataset=None
+            if eval_dataset is None
+            else _numbered(eval_dataset, len(train_dataset)),
+            processing_class=processing_class,
+            callbacks=[*callbacks, StopOnBadWeights(), self._signal],
+            **of_trl,
+        )
+        self._start = digest([weights_digest(self.model), tokenizer_digest(processing_class)])
+        self._loss_sum, self._logged_step = 0.0, 0
+        self._last_rows: list[int] = []
+        self._last_loss = math.nan
+
+    @property
+    def changeable(self) -> Collection[str]:
+        """Names of settings that may differ from the checkpoint that a run resumes from."""
+        return self._allow_change
+
+    def settings(self) -> dict[str, Any]:
+        """Everything a resumed run must have in common with the one that wrote the checkpoint."""
+        table: Any = self.train_dataset
+        columns = [name for name in self.read_columns if name in table.column_names]
+        return {
+            "kind": self.kind,
+            "rows": rows_digest(table, columns),
+            "policy": self._start,
+            "center_rewards_coefficient": getattr(self.args, "center_rewards_coefficient", None),
+            **trained_settings(self),
+        }
+
+    def _kept(self) -> dict[str, Any]:
+        own: Any = self
+        return {
+            "metrics": own._metrics["train"],
+            "tokens": own._total_train_tokens,
+            "loss_sum": self._loss_sum,
+            "logged_step": self._logged_step,
+        }
+
+    def _find_again(self, kept: Mapping[str, Any]) -> None:
+        own: Any = self
+        own._metrics["train"] = defaultdict(list, kept["metrics"])
+        own._total_train_tokens = kept["tokens"]
+        self._loss_sum, self._logged_step = kept["loss_sum"], kept["logged_step"]
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        signature: Any = self._signature_columns
+        more = (ROW_INDEX, LENGTH, *self.read_columns)
+        signature += [name for name in more if name not in signature]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """TRL's loss of a batch; one that is not finite stops the run before the step is taken."""
+        rows = inputs.pop(ROW_INDEX).tolist()
+        found: Any = super().compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+        loss = found[0] if return_outputs else found
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise NumericalError(
+                f"Step {self.state.global_step + 1}: the loss of a batch is {value}. The optimizer "
+                f"step was not taken. Look at its rows, {self._named(rows)}, and at the learning "
+                "rate and precision."
+            )
+        if model.training:
+            self._last_rows, self._last_loss = rows, value
+        return found
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in TRL; what transformers forgets when a run is resumed between two logs is kept."""
+        loss = super().training_step(*args, **kwargs)
+        self._loss_sum += float(loss)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As in TRL, with the mean loss since the last log of the whole run."""
+        if "loss" in logs and self.model.training:
+            total: Any = torch.tensor(self._loss_sum, dtype=torch.float64)
+            if self.accelerator.num_processes > 1:
+                total = self.accelerator.reduce(total.to(self.accelerator.device), "mean")
+            logs["loss"] = float(total) / max(1, self.state.global_step - self._logged_step)
+            self._loss_sum, self._logged_step = 0.0, self.state.global_step
+        super().log(logs, start_time)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # An fp16 scaler meets infinite gradients on purpose and skips the step itself.
+        if grad_norm is None or self.accelerator.scaler is not None:
+            return grad_norm
+        value = float(grad_norm)
+        if math.isfinite(value) and (value > 0 or self._last_loss < torch.finfo(torch.float32).eps):
+            return grad_norm
+        how_on = (
+            "Nothing reaches a trained weight: the adapter may be frozen or disabled."
+            if value == 0
+            else "Lower the learning rate, or train in a wider precision."
+        )
+        raise NumericalError(
+            f"Step {self.state.global_step + 1}: the gradient's norm is {value:g}. No step was "
+            f"taken. {how_on} Last rows: {self._named(self._last_rows)}."
+        )
+
+    def _named(self, rows: list[int]) -> str:
+        more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
+        return ", ".join(self._places[i] for i in rows[:SHOWN_ROWS]) + more
+
+
+def with_row_index(batch: dict[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A collated batch with the numbers of its rows."""
+    batch[ROW_INDEX] = torch.tensor([example[ROW_INDEX] for example in examples])
+    return batch
+
+
+def _numbered(dataset: Dataset, first: int) -> Dataset:
+    """The rows with their numbers, and with the length that they are padded and sorted by."""
+    sides = [name for name in ("chosen_ids", "rejected_ids") if name in dataset.column_names]
+    columns: Any = [dataset[name] for name in sides or ["input_ids"]]
+    lengths = [max(map(len, ids)) for ids in zip(*columns, strict=True)]
+    more = {ROW_INDEX: list(range(first, first + len(dataset))), LENGTH: lengths}
+    return concatenate_datasets([dataset, Dataset.from_dict(more)], axis=1)
