@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from align.app.cli import main
 from align.runs.manifest import damage
 from tests import tiny_loops
 
@@ -27,14 +28,18 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Command:
-    def __init__(self, root: Path, folder: Path, start: Path) -> None:
-        self.root, self.folder, self.start = root, folder, start
+    def __init__(self, root: Path, folder: Path, start: Path, capsys: Any) -> None:
+        self.root, self.folder, self.start, self.capsys = root, folder, start, capsys
         tiny_loops.build_rows(folder)
 
-    def begin(self, run: str, **changes: Any) -> subprocess.Popen[str]:
+    def words(self, run: str, changes: dict[str, Any]) -> list[str]:
         recipe = tiny_loops.write_recipe(self.folder, self.start, **changes)
+        return ["loop", str(recipe), "--run", run]
+
+    def begin(self, run: str, **changes: Any) -> subprocess.Popen[str]:
+        """In a process of its own, which can be killed."""
         return subprocess.Popen(
-            [sys.executable, "-m", "align.app.cli", "loop", str(recipe), "--run", run],
+            [sys.executable, "-m", "align.app.cli", *self.words(run, changes)],
             cwd=self.folder,
             env=tiny_loops.environment(self.root, self.folder / "cache"),
             stdout=subprocess.PIPE,
@@ -43,15 +48,28 @@ class Command:
         )
 
     def __call__(self, run: str, **changes: Any) -> tuple[int, str]:
-        """Exit code, and all that was said."""
-        process = self.begin(run, **changes)
-        out, error = process.communicate(timeout=300)
-        return process.returncode, out + error
+        """Exit code, and all that was said; what is launched has processes of its own."""
+        code: Any = 0
+        try:
+            main(self.words(run, changes))
+        except SystemExit as stop:
+            code = stop.code
+        said = self.capsys.readouterr()
+        return code, said.out + said.err
 
 
 @pytest.fixture
-def align(root: Path, tmp_path: Path, start: Path) -> Command:
-    return Command(root, tmp_path, start)
+def align(
+    root: Path,
+    tmp_path: Path,
+    start: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    monkeypatch.chdir(tmp_path)
+    for name, value in tiny_loops.environment(root, tmp_path / "cache").items():
+        monkeypatch.setenv(name, value)
+    return Command(root, tmp_path, start, capsys)
 
 
 def test_a_loop_of_adapters_ends_with_an_adapter_and_is_then_finished(

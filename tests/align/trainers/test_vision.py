@@ -24,6 +24,7 @@ from align.data.row_report import RowReport
 from align.policies.base import Sampling
 from align.policies.in_process import InProcessPolicy
 from align.policies.prompting import Ends, Prompting
+from align.progress import progress
 from align.tokens.dataset import to_dataset
 from align.tokens.encoding import encode_pair, encode_pairs
 from align.tokens.vision.columns import Shown
@@ -327,7 +328,9 @@ def test_generation_reads_the_picture_as_transformers_does(family: str, folders)
     batch = [row for rows in policy._batches(begun, 2) for row in rows]
     ends = Ends(frozenset(), frozenset(), ())
     with torch.no_grad():
-        policy._continue(batch, prompts, begun, torch.zeros(len(batch), 6), greedy, ends)
+        zeros = torch.zeros(len(batch), 6)
+        with progress("generate", len(batch)) as advance:
+            policy._continue(batch, prompts, begun, zeros, greedy, ends, advance)
         for row in batch:
             ids = torch.tensor([drawn[row.prompt]])
             shown = PixelReader(processor)([Shown(prompts[row.prompt].images or ())], ids)
