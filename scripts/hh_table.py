@@ -19,6 +19,7 @@ import argparse
 import gc
 import json
 import logging
+import math
 import os
 import random
 import sys
@@ -130,6 +131,7 @@ class Table:
             path = self.out / "runs" / "likelihood.yaml"
             write_atomically(path, likelihood_recipe())
             changes = [change for change in changes if not change.startswith("train.token_budget")]
+            changes += in_parts(self.recipe(run.pairs).train.per_device_train_batch_size)
         calls = folder.with_suffix(".calls.jsonl")
         _note(calls, {"began": time.time()})
         wall, cpu = time.monotonic(), time.process_time()
@@ -184,7 +186,9 @@ class Table:
         if name == START:
             return {"pairs": 0, "training": "", "cpu": ""}
         folder = self.out / "runs" / name
-        calls = [json.loads(line) for line in folder.with_suffix(".calls.jsonl").open()]
+        calls = [
+            json.loads(line) for line in folder.with_suffix(".calls.jsonl").read_text().splitlines()
+        ]
         log = json.loads((folder / "log_history.json").read_text())
         training = next(row["train_runtime"] for row in reversed(log) if "train_runtime" in row)
         ended = [call for call in calls if "cpu" in call]
@@ -204,10 +208,16 @@ def likelihood_recipe() -> str:
     """DPO's recipe with the likelihood of the chosen answers in place of the formula."""
     recipe = yaml.safe_load(recipe_of("dpo").read_text())
     del recipe["objective"], recipe["roles"], recipe["train"]["token_budget"]
-    size = recipe["train"]["per_device_train_batch_size"]
-    recipe["train"]["per_device_train_batch_size"] = LIKELIHOOD_BATCH
-    recipe["train"]["gradient_accumulation_steps"] = size // LIKELIHOOD_BATCH
     return yaml.safe_dump({"kind": "sft"} | recipe, sort_keys=False)
+
+
+def in_parts(size: int) -> list[str]:
+    """Overrides with which a step of so many rows is made of smaller batches."""
+    part = math.gcd(size, LIKELIHOOD_BATCH)
+    return [
+        f"train.per_device_train_batch_size={part}",
+        f"train.gradient_accumulation_steps={size // part}",
+    ]
 
 
 def _note(file: Path, what: dict[str, Any]) -> None:

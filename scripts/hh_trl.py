@@ -15,7 +15,6 @@ from typing import Any
 from bench_loops import Measured, Trl
 from bench_turns import Side, Turns, meter_of
 from datasets import Dataset
-from transformers import set_seed
 from trl.trainer.dpo_config import DPOConfig
 
 from align.policies.loading import load_policy, load_tokenizer
@@ -61,8 +60,9 @@ class OurSteps(WholeSteps, PreferenceTrainer):
 def compared(recipe: Recipe, steps: int, their_batch: int, work: Path) -> dict[str, Any]:
     """Both trainers over the first pairs, in one process, step by step in turns.
 
-    Both start from the same weights with the same seed and read the pairs in the file's order, with
-    one type of weights and no autocast. TRL computes the reference in every step, its default.
+    Both start from the same weights and adapter, by the recipe's seed, and read the pairs in the
+    file's order, with one type of weights and no autocast. TRL computes the reference in every
+    step, its default.
 
     Args:
         recipe: of DPO.
@@ -84,7 +84,6 @@ def compared(recipe: Recipe, steps: int, their_batch: int, work: Path) -> dict[s
         "save_strategy": "no",
         "disable_tqdm": True,
     }
-    set_seed(recipe.train.seed)
     their_own: dict[str, Any] = {
         "output_dir": str(work / "trl"),
         "per_device_train_batch_size": their_batch,
@@ -102,8 +101,6 @@ def compared(recipe: Recipe, steps: int, their_batch: int, work: Path) -> dict[s
         processing_class=tokenizer,
         peft_config=adapter_of(recipe.model),
     )
-    # Again, for the same adapter.
-    set_seed(99)
     with _cache_at(work / "cache"):
         ours = OurSteps(
             load_policy(recipe.model, folder),

@@ -37,8 +37,8 @@ class EvalRecipe(Node):
         if self.evaluate.needs_pairs:
             yield (
                 "evaluate.suite",
-                "preference needs held-out pairs, which a recipe of evaluations alone has not; "
-                "take it out, or measure it by `align train`",
+                f"{self.evaluate.pair_readers[0]} needs held-out pairs, which a recipe of "
+                "evaluations alone has not; take it out, or measure it by `align train`",
             )
 
 

@@ -219,7 +219,8 @@ class SFTRecipe(KindRecipe):
         if self.data.completions is not None and self.evaluate.needs_pairs:
             yield (
                 "evaluate.suite",
-                "preference needs pairs, and data.completions has none; take preference out",
+                f"{(reader := self.evaluate.pair_readers[0])} needs pairs, and data.completions "
+                f"has none; take {reader} out",
             )
 
 

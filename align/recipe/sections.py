@@ -212,17 +212,26 @@ class Evaluate(Node):
         return [_evaluation(entry) if isinstance(entry, str) else entry for entry in self.suite]
 
     @property
+    def pair_readers(self) -> list[str]:
+        """The entries that read held-out pairs, by name."""
+        words = [entry for entry in self.suite if isinstance(entry, str) and entry in _READ_PAIRS]
+        nodes = [entry for entry in self.suite if isinstance(entry, Measurement)]
+        return [*words, *(entry.label for entry in nodes if entry.needs_pairs)]
+
+    @property
     def needs_pairs(self) -> bool:
         """Whether held-out pairs are read."""
-        return "preference" in self.suite or any(
-            isinstance(entry, Measurement) and entry.needs_pairs for entry in self.suite
-        )
+        return bool(self.pair_readers)
 
     @property
     def worlds(self) -> list[str]:
         """Names of the worlds among the words, without prefix."""
         words = [entry for entry in self.suite if isinstance(entry, str)]
         return [word.removeprefix(WORLD) for word in words if _is_world(word)]
+
+
+# Known by name, since their modules import torch, and loading a recipe does not.
+_READ_PAIRS = ("preference", "answers")
 
 
 def _is_world(word: str) -> bool:
@@ -321,8 +330,8 @@ class Recipe(Node):
         if self.evaluate.needs_pairs and self.data.eval_pairs is None:
             yield (
                 "evaluate.suite",
-                "preference needs rows to evaluate on, and a loop holds none out; write "
-                "`eval_pairs` under data, or name a world",
+                f"{self.evaluate.pair_readers[0]} needs rows to evaluate on, and a loop holds none "
+                "out; write `eval_pairs` under data, or name a world",
             )
         for role, source in self.roles.given.items():
             if source.startswith("ema:") and self.model.use_peft:
@@ -361,8 +370,8 @@ class Recipe(Node):
         if without_rows and not self.is_loop and self.evaluate.needs_pairs:
             yield (
                 "evaluate.suite",
-                "preference needs rows to evaluate on; write `held_out: 0.05` or eval_pairs under "
-                "data, or take preference out",
+                f"{(reader := self.evaluate.pair_readers[0])} needs rows to evaluate on; write "
+                f"`held_out: 0.05` or eval_pairs under data, or take {reader} out",
             )
         for name in self.evaluate.worlds:
             model = self.model.model_name_or_path

@@ -72,6 +72,9 @@ MEASURES = (
     Measure("denoising/rejected_error", "denoising error, rejected", "", 1.0, 3),
     Measure("sums/kl_to_reference", "KL to the reference", "nats", 1.0, 3),
     Measure("styles/kl_to_reference", "KL to the reference", "nats", 1.0, 3),
+    Measure("answers/kl_to_start", "KL to the start", "nats per answer", 1.0, 2),
+    Measure("answers/length", "length of an answer", "tokens", 1.0, 1),
+    Measure("answers/finished", "answers finished", "%", 100.0, 1),
 )
 
 

@@ -1,5 +1,7 @@
 """The place where shipped recipes run."""
 
+import gc
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,11 @@ def laid(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
     (folder / "recipes").symlink_to(root / "recipes")
     lay_files(folder)
     lay_models(folder, folder / "hub")
+    # As in tests/conftest.py, for what commands import when they are called.
+    importlib.import_module("align.app.train")
+    importlib.import_module("align.app.loop")
+    gc.collect()
+    gc.freeze()
     return folder
 
 

@@ -125,6 +125,7 @@ DATA: Mapping[tuple[str, str], Callable[[int], Row]] = {
     ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"): _h4_ultrafeedback,
     ("HuggingFaceH4/ultrachat_200k", "train_sft"): _ultrachat,
     ("Anthropic/hh-rlhf", "train"): _transcript,
+    ("Anthropic/hh-rlhf", "train[:2400]"): _transcript,
     ("yuvalkirstain/pickapic_v2", "train"): _pickapic,
 }
 

@@ -1,6 +1,7 @@
 """`{run: answers}`: KL to the start, length and ending of what a policy samples."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from align.errors import DataError, RecipeError
 from align.evaluation import Weights
 from align.policies.start import AdapterOff, Start
+from align.recipe import load_recipe
 from align.recipe.sections import Evaluate
 from align.stages.evaluate import measurements
 from align_eval.answers import Answers
@@ -146,7 +148,23 @@ def test_what_cannot_be_measured_is_refused(held_out, subject_of):
         measured(subject_of(), long)
 
 
-def test_a_suite_may_name_it_by_a_word_or_with_keys():
-    found = Evaluate.model_validate({"suite": ["answers", {"run": "answers", "n": 16}]})
-    assert found.nodes() == [Answers(), Answers(n=16)]
-    assert found.needs_pairs
+def test_a_suite_names_it_by_a_word_or_with_keys_and_then_wants_pairs(tmp_path):
+    for entry, node in (("answers", Answers()), ({"run": "answers", "n": 16}, Answers(n=16))):
+        found = Evaluate.model_validate({"suite": [entry]})
+        assert found.nodes() == [node]
+        assert found.needs_pairs
+        with pytest.raises(RecipeError, match=r"answers needs rows to evaluate on.*answers out"):
+            build_recipe(entry, tmp_path)
+
+
+def build_recipe(entry, folder):
+    recipe = {
+        "model": {"model_name_or_path": "m"},
+        "roles": {"reference": "start"},
+        "data": {"pairs": "p.jsonl", "held_out": 0},
+        "objective": {"name": "dpo"},
+        "evaluate": {"suite": [entry]},
+    }
+    file = folder / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    return load_recipe(file)

@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from align.app.diffusion import train_diffusion
-from align.app.diffusion_recipe import DiffusionRecipe, load_diffusion_recipe
+from align.app.diffusion_recipe import (
+    DiffusionRecipe,
+    diffusion_yaml,
+    load_diffusion_recipe,
+)
 from align.diffusion.trainer import DiffusionTrainer
 from align.errors import Interrupted, RecipeError
 from align.loops.signals import StopSignal
@@ -35,9 +40,7 @@ def recipe(root: Path) -> DiffusionRecipe:
     return load_diffusion_recipe(root / "recipes" / "seppo" / "tiny.yaml", changes)
 
 
-def test_a_run_leaves_what_it_promises(recipe, tmp_path) -> None:
-    run = RunFolder(tmp_path / "run")
-    metrics = train_diffusion(recipe, run)
+def leaves_what_it_promises(run: RunFolder, metrics: dict[str, Any] | None) -> None:
     assert metrics == json.loads((run.path / "metrics.json").read_text())
     assert metrics is not None
     assert metrics["data"] == {"read": 24, "kept": 24, "dropped": {}, "train": 18, "held_out": 6}
@@ -48,7 +51,7 @@ def test_a_run_leaves_what_it_promises(recipe, tmp_path) -> None:
     assert damage(run.model) is None
     assert (run.model / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     assert "seppo" in (run.model / "README.md").read_text()
-    assert str(tmp_path) not in (run.model / "README.md").read_text()
+    assert str(run.path) not in (run.model / "README.md").read_text()
     steps = [record["step"] for record in read_records(run.path / "ledger.jsonl")]
     assert steps == ["base", "latents", "before", "train", "after"]
     # Four pictures of 8 x 8, six times enlarged, with margins of 2.
@@ -58,7 +61,9 @@ def test_a_run_leaves_what_it_promises(recipe, tmp_path) -> None:
 
 
 def test_a_stopped_run_goes_on(recipe, tmp_path, monkeypatch) -> None:
-    whole = train_diffusion(recipe, RunFolder(tmp_path / "whole"))
+    straight = RunFolder(tmp_path / "whole")
+    whole = train_diffusion(recipe, straight)
+    leaves_what_it_promises(straight, whole)
     run = RunFolder(tmp_path / "run")
     update = DiffusionTrainer._update
 
@@ -82,7 +87,9 @@ def test_a_stopped_run_goes_on(recipe, tmp_path, monkeypatch) -> None:
 
 def test_another_recipe_does_not_take_the_folder(recipe, tmp_path) -> None:
     run = RunFolder(tmp_path / "run")
-    train_diffusion(recipe, run)
+    run.claim(diffusion_yaml(recipe))
+    run.checkpoints.mkdir()
+    run.release()
     other = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"beta": 1})})
     with pytest.raises(RecipeError, match="run of another recipe"):
         train_diffusion(other, run)

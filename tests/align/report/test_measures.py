@@ -94,6 +94,9 @@ def test_the_names_are_those_of_metrics_json():
         "shapes/quality",
         "denoising/chosen_error",
         "denoising/rejected_error",
+        "answers/kl_to_start",
+        "answers/length",
+        "answers/finished",
         "sft/nll_per_token",
         "sft/perplexity",
         *(
