@@ -15,16 +15,6 @@ def did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
     """The known word with the fewest edits, among equals the one most alike; None if far."""
-    found = mistyped(word, known)
-    if found is not None or len(word) < 4:
-        return found
-    word = word.lower()
-    containing = [w for w in known if len(w) > 3 and (word in w or w in word)]
-    return containing[0] if containing else None
-
-
-def mistyped(word: str, known: Sequence[str]) -> str | None:
-    """The known word of which this one is a slip of the pen; None where there is none."""
     word = word.lower()
     if len(word) < 2:
         return None
@@ -40,7 +30,10 @@ def mistyped(word: str, known: Sequence[str]) -> str | None:
             if edits <= allowed:
                 alike = difflib.SequenceMatcher(None, word, candidate).ratio()
                 ranked.append((edits, -alike, candidate))
-    return min(ranked)[2] if ranked else None
+    if ranked:
+        return min(ranked)[2]
+    containing = [w for w in known if len(word) > 3 and len(w) > 3 and (word in w or w in word)]
+    return containing[0] if containing else None
 
 
 def _edits(a: str, b: str) -> int:

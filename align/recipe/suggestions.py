@@ -6,7 +6,7 @@ from typing import cast
 
 from pydantic import BaseModel
 
-from align.nearest import did_you_mean, mistyped, nearest
+from align.nearest import did_you_mean, nearest
 from align.node import KeyPath, Node
 from align.recipe.data_recipe import DATA_SECTIONS
 from align.recipe.eval_recipe import EVAL_SECTIONS
@@ -55,9 +55,6 @@ def nearest_key(
         is_entry = found is not None and section[0] in (*LISTS, "evaluate")
         if is_entry and (near := did_you_mean(key, known, prefix)):
             return near
-        # Where it stands first: a slip of the pen is likelier than a key of another section.
-        if (slip := mistyped(key, known)) is not None:
-            return f"; did you mean `{prefix}{slip}`?"
     everywhere = [
         f"{name}.{leaf}"
         for name in SECTIONS

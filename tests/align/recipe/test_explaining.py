@@ -143,10 +143,13 @@ def test_a_key_within_a_list_of_an_entry_gets_its_own_neighbour_and_one_line(
 
 
 def test_a_slip_is_looked_for_in_its_section_and_a_whole_name_elsewhere(tmp_path: Path) -> None:
-    changes = {"prompts": {"source": "world:sums", "seeds": 1}, "train": {"split": "x"}}
+    train = {"split": "x", "lora_target_modules": ["q_proj"]}
+    changes = {"prompts": {"source": "world:sums", "seeds": 1}, "train": train}
     said = problems(tmp_path, {"by": "world"}, **changes)
     assert any("prompts.seeds: no such key; did you mean `prompts.seed`?" in line for line in said)
     assert any("train.split: no such key; did you mean `data.split`?" in line for line in said)
+    # Not the near `train.optim_target_modules`: the whole name is a key of another section.
+    assert any("did you mean `model.lora_target_modules`?" in line for line in said)
 
 
 def test_own_code_is_explained_when_it_may_run(
