@@ -4,7 +4,7 @@ Axes, used in every docstring of the library:
 
     B  pairs (or sequences) of a batch      T  completion tokens, padded to the longest
     S  positions of a padded row            V  vocabulary
-    N  completions of one prompt
+    N  completions, of one prompt or of several
 
 Log-probabilities are in nats. This module imports torch and nothing else.
 """
@@ -126,4 +126,61 @@ class ObjectiveOutput:
 
     loss: Tensor
     reward: Pair[Tensor]
+    metrics: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupInputs:
+    """Everything an objective may read about N completions, those of one prompt being a group.
+
+    A group is never torn apart: all completions that share a number of `group` in a step are here.
+
+    Attributes:
+        policy: [N, T] log-probs under the policy that is trained; the only field with gradient.
+        group: [N] int64, equal for the completions of one prompt; the numbers mean nothing else.
+        reference: pi_ref, the fixed anchor of the KL term.
+        previous: pi_t, the policy at the start of this round; it sampled the data.
+        earlier: pi_{t-1}, one round before `previous`.
+        guide: a frozen model whose token log-ratios are rewards.
+        anchor: a proximal anchor (frozen or moving average).
+        score: [N], an annotator's number in its own units.
+        label: [N] bool, whether a completion is desirable.
+        advantage: [N], how much better a completion is than what was to be expected.
+        token_advantage: [N, T], the same of every completion token.
+        token_weight: [N, T], weight of every completion token's log-ratio.
+        mismatched: [N] nats, log-ratio of policy to reference of another prompt's completion behind
+            this prompt; what KTO estimates its KL term from, never with gradient.
+        coupling: [N, G], what an objective that looks at its whole optimizer step was given of it
+            (`align.objectives.coupled`); None means that these groups are a whole first step.
+    """
+
+    policy: Logps
+    group: Tensor
+    reference: Logps | None = None
+    previous: Logps | None = None
+    earlier: Logps | None = None
+    guide: Logps | None = None
+    anchor: Logps | None = None
+    score: Tensor | None = None
+    label: Tensor | None = None
+    advantage: Tensor | None = None
+    token_advantage: Tensor | None = None
+    token_weight: Tensor | None = None
+    mismatched: Tensor | None = None
+    coupling: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class GroupOutput:
+    """What an objective returns about N completions.
+
+    Attributes:
+        loss: [N], unreduced, float32 or wider; the trainer takes the mean over all completions of
+            the step. A loss of a whole group stands at each of its completions.
+        reward: [N], detached: the term by which the objective ranks completions.
+        metrics: detached tensors [N] by name.
+    """
+
+    loss: Tensor
+    reward: Tensor
     metrics: Mapping[str, Tensor]

@@ -19,14 +19,16 @@ from align.types import Logps, ObjectiveOutput, Pair, PairInputs, at_least_float
 X = TypeVar("X")
 
 
-class Objective(
+class Formula(
     BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
 ):
-    """A loss over preference pairs. Children repeat `frozen=True`, which type checkers ask for.
+    """What losses over pairs and losses over groups have in common: a name, and what they read.
+
+    Children repeat `frozen=True`, which type checkers ask for.
 
     Attributes:
         name: what recipes call it.
-        needs: optional fields of `PairInputs` that the formula cannot do without. A class whose
+        needs: optional fields of the inputs that the formula cannot do without. A class whose
             needs or accepts depend on its fields makes them a property.
         accepts: optional fields that it honours when they are there.
         scores_are_win_rates: where `score` is read, it must lie in [0, 1].
@@ -36,6 +38,18 @@ class Objective(
     needs: ClassVar[frozenset[str]]
     accepts: ClassVar[frozenset[str]] = frozenset()
     scores_are_win_rates: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, node: Any) -> Any:
+        for key, field in cls.model_fields.items():
+            if field.annotation is float and _holds_boolean(node, key):
+                raise ValueError(f"`{key}` is a boolean, but must be a number")
+        return node
+
+
+class Objective(Formula, frozen=True):
+    """A loss over preference pairs."""
 
     @abstractmethod
     def __call__(self, inputs: PairInputs) -> ObjectiveOutput:
@@ -57,14 +71,6 @@ class Objective(
             inputs, self.name, self.needs, self.accepts, win_rates=self.scores_are_win_rates
         )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_boolean_for_a_number(cls, node: Any) -> Any:
-        for key, field in cls.model_fields.items():
-            if field.annotation is float and _holds_boolean(node, key):
-                raise ValueError(f"`{key}` is a boolean, but must be a number")
-        return node
-
 
 def logratios(
     policy: Pair[Logps], frozen: Pair[Logps] | None, token_weight: Pair[Tensor] | None = None
@@ -83,9 +89,19 @@ def logratios(
     frozen = present(frozen)
     weight = token_weight or Pair(None, None)
     return Pair(
-        _logratio(policy.chosen, frozen.chosen, weight.chosen),
-        _logratio(policy.rejected, frozen.rejected, weight.rejected),
+        logratio(policy.chosen, frozen.chosen, weight.chosen),
+        logratio(policy.rejected, frozen.rejected, weight.rejected),
     )
+
+
+def logratio(policy: Logps, frozen: Logps, weight: Tensor | None = None) -> Tensor:
+    """[B] nats: log pi(y|x) - log pi_frozen(y|x), tokens weighed by `weight` [B, T]."""
+    # Per token before the sum: equal policies give exactly 0, and long answers lose no digits.
+    logratio = at_least_float32(policy.token) - at_least_float32(frozen.token)
+    if weight is not None:
+        # A masked token's gradient is its weight times 0, and inf * 0 is nan: so zeros there.
+        logratio = logratio * weight.masked_fill(~policy.mask, 0.0)
+    return Logps(logratio, policy.mask).total()
 
 
 def weighted_sum(a: float, first: Pair[Tensor], b: float, second: Pair[Tensor]) -> Pair[Tensor]:
@@ -110,12 +126,3 @@ def present(field: X | None) -> X:
 def _holds_boolean(node: object, key: str) -> bool:
     # pydantic would take `beta: true` for 1.0
     return isinstance(node, dict) and isinstance(cast("dict[str, object]", node).get(key), bool)
-
-
-def _logratio(policy: Logps, frozen: Logps, weight: Tensor | None) -> Tensor:
-    # Per token before the sum: equal policies give exactly 0, and long answers lose no digits.
-    logratio = at_least_float32(policy.token) - at_least_float32(frozen.token)
-    if weight is not None:
-        # A masked token's gradient is its weight times 0, and inf * 0 is nan: so zeros there.
-        logratio = logratio * weight.masked_fill(~policy.mask, 0.0)
-    return Logps(logratio, policy.mask).total()

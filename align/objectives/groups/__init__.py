@@ -1,0 +1,1 @@
+"""Formulas over groups of completions, one per file."""
