@@ -86,6 +86,7 @@ from align.trainers.named_peers import (
     WPOTrainer,
 )
 from align.trainers.preference import PreferenceTrainer
+from align.trainers.reward_trainer import RewardConfig, RewardTrainer
 
 __all__ = [
     "AOTConfig",
@@ -154,6 +155,8 @@ __all__ = [
     "REFUELTrainer",
     "RPOConfig",
     "RPOTrainer",
+    "RewardConfig",
+    "RewardTrainer",
     "SLiCConfig",
     "SLiCTrainer",
     "SPOConfig",
