@@ -28,13 +28,12 @@ from align.publishing.hub import push
 from align.publishing.origins import is_machine_path, shown_name
 from align.recipe import DataRecipe, default_run, load_data_recipe, resolved_yaml
 from align.recipe.writing import plain_values
-from align.reference import content_digest
 from align.runs.folder import RunFolder
 from align.runs.manifest import damage, publish
 from align.runs.versions import versions
 from align.stages.policies import policy_folder
 from align.stages.prompts import PromptSource
-from align.stages.workshop import Workshop
+from align.stages.workshop import Workshop, start_content
 
 logger = logging.getLogger("align")
 
@@ -130,8 +129,7 @@ def _build(
     load_config(recipe.model, start)
     workshop = Workshop(recipe, start, load_tokenizer(recipe.model, start))
     stages = _checked(workshop)
-    name = content_digest(start)
-    identity = name if name != start else f"{start}@{recipe.model.model_revision}"
+    identity = start_content(workshop)
     loop = Loop(
         run.path,
         stages,

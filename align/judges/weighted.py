@@ -45,6 +45,11 @@ class WeightedRewards(JudgeNode):
         """Whether one of them does."""
         return any(judge.reads_columns for judge in self._judges)
 
+    @property
+    def reads_start(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether one of them does."""
+        return any(judge.reads_start for judge in self._judges)
+
     def content(self) -> dict[str, str]:
         """Of all of them, by their place."""
         return {

@@ -23,7 +23,7 @@ from align.node import Conflict, own_code
 from align.stages.prompts import PromptSource
 from align.stages.rules import AllPairs, SelectRule, pairs_to_ask
 from align.stages.select import Select, select_of
-from align.stages.workshop import Workshop
+from align.stages.workshop import Workshop, start_content
 
 # Comparisons that a judge is asked for.
 Ask: TypeAlias = Literal["scores", "all_pairs", "tournament", "random_pair"]
@@ -36,8 +36,9 @@ class Judge(StageNode, JudgedBy):
     """Which stage."""
     by: Any
     """Who judges: world (exact), answers (a file of known ones), reward_model, preference_model
-    (compares, in both orders), llm (asked pairwise), rewards (a weighted sum), instructions (checks
-    of the row's own), or a function of one's own as file.py:function."""
+    (compares, in both orders), implicit (of a model trained by DPO), llm (asked pairwise), rewards
+    (a weighted sum), instructions (checks of the row's own), or a function of one's own as
+    file.py:function."""
     ask: Ask | None = None
     """What is asked: scores, all_pairs, tournament (11 for 8 completions), or random_pair, the
     comparison that the select stage draws; null takes what the judge and the select stage need."""
@@ -110,6 +111,8 @@ class JudgeStage:
             node["world"] = self.prompts.code
         if self.node.judge.reads_columns:
             node["columns"] = self.prompts.columns_digest()
+        if self.node.judge.reads_start:
+            node["start"] = start_content(self.workshop)
         drawn = self.select.rule_settings() if self.select is not None else None
         return node | {"ask": self.asked, "rule": drawn if self.asked == "random_pair" else None}
 
@@ -149,7 +152,8 @@ class JudgeStage:
             )
             for line in lines
         }
-        return Bench(context.loop, self.prompts.section.source, rows.get)
+        source = self.prompts.section.source
+        return Bench(context.loop, source, rows.get, start=self.workshop.start)
 
 
 def told_of(judged: Sequence[JudgedPrompt]) -> dict[str, int | float]:
