@@ -10,9 +10,10 @@ from the same base model in the same way, to
     larger numbers   25 to 39, which the base model has learned and neither training has seen
     unseen numbers   40 to 54, which the base model has not learned either
 
-Learning rates were chosen by accuracy on the first set with seed 100 (`--rates`). After Lin et al.
-2024, "On the Limited Generalization Capability of the Implicit Reward Model Induced by Direct
-Preference Optimization" (arXiv:2409.03650), whose models are 2B to 7B.
+Rates, batch and epochs are those of recipes/dpo/tiny.yaml and recipes/reward/tiny.yaml; nothing was
+searched for. After Lin et al. 2024, "On the Limited Generalization Capability of the Implicit
+Reward Model Induced by Direct Preference Optimization" (arXiv:2409.03650), whose models are 2B to
+7B.
 """
 
 import argparse
@@ -36,11 +37,10 @@ from align.worlds.sums import Sums, SumsSettings
 
 SETS = {"as in training": (10, 24), "larger numbers": (25, 39), "unseen numbers": (40, 54)}
 BETA = 0.1
-RATES = {"implicit": 3e-4, "explicit": 1e-3}
+RATES = {"implicit": 1e-4, "explicit": 1e-3}
 TRAIN = {
     "lr_scheduler_type": "linear",
-    "warmup_steps": 0.1,
-    "num_train_epochs": 3,
+    "num_train_epochs": 2,
     "per_device_train_batch_size": 32,
     "gradient_checkpointing": False,
     "save_strategy": "no",
@@ -52,7 +52,7 @@ TRAIN = {
 def pairs_of(
     base: Any, tokenizer: Any, span: tuple[int, int], n: int, seed: int, split: Any
 ) -> Any:
-    """One right and one wrong answer of the base model to each problem that it answers both ways."""
+    """One right and one wrong answer of the base model to each problem that has both."""
     world = Sums(SumsSettings(lowest=span[0], highest=span[1]))
     made = world.sample_pairs(
         base, tokenizer, problems=n, samples_per_problem=4, seed=seed, split=split
@@ -60,12 +60,12 @@ def pairs_of(
     return made.pairs
 
 
-def trained(name: str, rate: float, start: Path, pairs: Path, run: Path, seed: int) -> JudgeNode:
+def trained(name: str, start: Path, pairs: Path, run: Path, seed: int) -> JudgeNode:
     """The judge of a finished run."""
     recipe: dict[str, Any] = {
         "model": {"model_name_or_path": str(start)},
         "data": {"pairs": str(pairs), "held_out": 64},
-        "train": TRAIN | {"learning_rate": rate, "seed": seed},
+        "train": TRAIN | {"learning_rate": RATES[name], "seed": seed},
     }
     if name == "implicit":
         recipe["objective"] = {"name": "dpo", "beta": BETA}
@@ -73,6 +73,7 @@ def trained(name: str, rate: float, start: Path, pairs: Path, run: Path, seed: i
         recipe["evaluate"] = {"suite": []}
     else:
         recipe["kind"] = "reward"
+        recipe["train"]["center_rewards_coefficient"] = 0.01
     path = run.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
     train_recipe(path, [], run, [])
@@ -97,12 +98,12 @@ def told_right(node: JudgeNode, pairs: Sequence[PreferencePair]) -> list[float]:
     ]
 
 
-def one_seed(seed: int, rates: dict[str, float], place: Path) -> dict[str, dict[str, list[float]]]:
+def one_seed(seed: int, place: Path) -> dict[str, dict[str, list[float]]]:
     """Judge -> set -> per pair, whether it was told right."""
     folder = Sums().base_model()
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    train = pairs_of(base, tokenizer, SETS["as in training"], 2400, seed, "train")
+    train = pairs_of(base, tokenizer, SETS["as in training"], 2000, seed, "train")
     path = place / f"pairs-{seed}.jsonl"
     rows = (pair.model_dump(mode="json", exclude_none=True) for pair in train)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -112,8 +113,8 @@ def one_seed(seed: int, rates: dict[str, float], place: Path) -> dict[str, dict[
         for name, span in SETS.items()
     }
     found: dict[str, dict[str, list[float]]] = {}
-    for name, rate in rates.items():
-        node = trained(name, rate, folder, path, place / f"{name}-{seed}-{rate}", seed)
+    for name in RATES:
+        node = trained(name, folder, path, place / f"{name}-{seed}", seed)
         found[name] = {key: told_right(node, pairs) for key, pairs in tested.items()}
     print(f"seed {seed}, {len(train)} pairs: {shares(found)}", flush=True)
     return found
@@ -129,16 +130,10 @@ def shares(found: dict[str, dict[str, list[float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rates", type=float, nargs="+", help="with one seed: tries each")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        if asked.rates:
-            for rate in asked.rates:
-                print(f"rate {rate:g}", flush=True)
-                one_seed(asked.seeds[0], dict.fromkeys(RATES, rate), Path(name))
-            return
-        every = {seed: one_seed(seed, RATES, Path(name)) for seed in asked.seeds}
+        every = {seed: one_seed(seed, Path(name)) for seed in asked.seeds}
     print("\n| prompts | implicit, % | explicit, % | difference, points | pairs |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for key in SETS:

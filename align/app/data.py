@@ -19,7 +19,7 @@ from align.loops.artefacts import read_lines
 from align.loops.engine import Loop
 from align.loops.retention import Retention
 from align.loops.signals import StopSignal
-from align.loops.stage import Artefact, Stage, check_chain, given
+from align.loops.stage import Artefact, Stage, check_chain, first_states, given
 from align.policies.base import Sampling
 from align.policies.loading import load_config, load_tokenizer
 from align.policies.prompting import Prompting
@@ -112,7 +112,7 @@ def check_data(recipe: DataRecipe, show_example: bool) -> str:
 
 def _checked(workshop: Workshop) -> list[Stage]:
     stages = workshop.stages()
-    check_chain(stages, {"policy": None})
+    check_chain(stages, dict.fromkeys(["policy", *(a.kind for a in first_states(stages))]))
     for node in workshop.nodes:
         node.look_ahead(workshop)
     if not any("pairs" in stage.writes for stage in stages):
@@ -133,7 +133,7 @@ def _build(
     loop = Loop(
         run.path,
         stages,
-        given=[given("policy", Path(start), identity)],
+        given=[given("policy", Path(start), identity), *first_states(stages)],
         rounds=1,
         seed=recipe.seed,
         ledger=run.ledger,

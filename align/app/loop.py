@@ -20,7 +20,7 @@ from align.errors import RecipeError
 from align.loops.engine import Loop
 from align.loops.history import history
 from align.loops.signals import StopSignal
-from align.loops.stage import Artefact, given
+from align.loops.stage import Artefact, first_states, given
 from align.policies.loading import load_config, load_tokenizer
 from align.publishing.cards import adapter_of, model_card
 from align.publishing.hub import push
@@ -89,7 +89,7 @@ def _go_through(
     loop = Loop(
         run.path,
         stages,
-        given=_given(workshop),
+        given=[*_given(workshop), *first_states(stages)],
         rounds=recipe.rounds,
         seed=recipe.train.seed,
         ledger=run.ledger,

@@ -163,12 +163,15 @@ class Bench:
         prompts: what the recipe names as source of its prompts, such as world:sums.
         row_of: id of a prompt's text -> its row, where it is known.
         start: folder or hub id of the policy that the run begins with; empty where there is none.
+        state: what a judge that adapts itself left in the round before, empty in the first; None
+            where nothing is remembered.
     """
 
     folder: Path
     prompts: str
     row_of: Callable[[str], Asked | None] = field(default=_no_rows)
     start: str = ""
+    state: Mapping[str, Any] | None = None
 
 
 class JudgeNode(Node):
@@ -188,6 +191,8 @@ class JudgeNode(Node):
     """Whether the columns of a prompt's row reach it."""
     reads_start: ClassVar[bool] = False
     """Whether its verdicts depend on the policy that the run begins with."""
+    adapts: ClassVar[bool] = False
+    """Whether it goes by what it saw in earlier rounds: the judge that it opens has a `state`."""
 
     def answers(self, prompts: str) -> Answers:
         """Whether it scores completions of a source's prompts, or compares two.

@@ -3,8 +3,8 @@
     r(x, y) = beta (log pi(y | x) - log pi_ref(y | x))     [nats times beta]
 
 The log-partition of the prompt, the same for all of its completions, is left out. Source: Rafailov
-et al. 2023 (arXiv:2305.18290), equation 5. How far it can be trusted where prompts are other ones than it was trained on: Lin et
-al. 2024 (arXiv:2409.03650), and `scripts/implicit_table.py`.
+et al. 2023 (arXiv:2305.18290), equation 5. How far it can be trusted on other prompts than it was
+trained on: Lin et al. 2024 (arXiv:2409.03650), and `scripts/implicit_table.py`.
 """
 
 from __future__ import annotations
