@@ -179,7 +179,8 @@ class JudgeStage:
         state = context.state(CURRICULUM)
         found: defaultdict[str, list[float]] = defaultdict(list)
         for arm, row in zip(state["asked"], judged, strict=True):
-            found[arm] += advantages([x for x in numbers_of(row, None) if x is not None])
+            unit = "win_rate" if row.scores is None else "score"
+            found[arm] += advantages([x for x in numbers_of(row, unit) if x is not None])
         arms = folded(state["arms"], found, curriculum.window)
         context.remember(CURRICULUM, {"arms": arms})
         return {f"learnability_{name}": learnability(arm) for name, arm in arms.items()}

@@ -101,7 +101,7 @@ class PromptSource:
         section, of_arm = self.section, self._arms()
         assert section.curriculum is not None
         assert section.per_round is not None, "conflicts() refuses it"
-        arms: dict[str, Any] = state.get("arms") or {name: dict(UNSEEN) for name in of_arm}
+        arms: dict[str, Any] = {**(state.get("arms") or dict.fromkeys(of_arm, UNSEEN))}
         share = shares(arms, section.curriculum.temperature)
         sizes = {name: len(rows) for name, rows in of_arm.items()}
         prompts: list[Prompt] = []

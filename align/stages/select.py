@@ -112,7 +112,11 @@ class SelectStage:
             )
         report.check(self.node.max_dropped)
         if isinstance(rule, Filtered):
-            numbers = [numbers_of(row, rule.by) for row in judged]
+            # Win rates are within a prompt; what is asked here is how far the reward itself goes.
+            numbers = [
+                numbers_of(row, rule.by or ("win_rate" if row.scores is None else "score"))
+                for row in judged
+            ]
             about |= reliability(known_groups(judged, numbers, self.source))
         write_lines(
             context.output("pairs"), [p.model_dump(mode="json", exclude_none=True) for p in pairs]
