@@ -1,43 +1,60 @@
-"""The implicit reward of DPO against a reward model, where prompts are as in training and others.
+"""The implicit reward of DPO against a reward model, on prompts as in training and on others.
 
     python scripts/implicit_table.py --seeds 0 1 2 --out table.json
 
-Both are trained on the same pairs of the base model of `world:sums`: its own answers, one right and
-one wrong, to sums of three numbers from 10 to 24. Both then tell right from wrong answers, drawn
-from the same base model in the same way, to
+Both are trained on the same 1,500 pairs of remarks of `world:styles`, made of its base model, and
+then say which of two remarks the world prefers:
 
-    as in training   other sums of numbers from 10 to 24
-    larger numbers   25 to 39, which the base model has learned and neither training has seen
-    unseen numbers   40 to 54, which the base model has not learned either
+    as in training   topics that no training pair has, of the same nouns; remarks in the same words
+    other nouns      topics of the six nouns that no training pair has
+    other words      remarks with the three qualities that no training pair has
 
-Rates, batch and epochs are those of recipes/dpo/tiny.yaml and recipes/reward/tiny.yaml; nothing was
-searched for. After Lin et al. 2024, "On the Limited Generalization Capability of the Implicit
-Reward Model Induced by Direct Preference Optimization" (arXiv:2409.03650), whose models are 2B to
-7B.
+The base model knows all of these words. Rates were chosen by the accuracy on the first set with
+seed 100 (`--rates 1e-4 3e-4 1e-3 --seeds 100`). After Lin et al. 2024, "On the Limited
+Generalization Capability of the Implicit Reward Model Induced by Direct Preference Optimization"
+(arXiv:2409.03650), whose models have 2 to 7 billion parameters.
 """
 
 import argparse
 import json
+import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.app.train import train_recipe
+from align.data.messages import Message
 from align.data.pairs import PreferencePair
 from align.estimates import Estimate, mean, proportion
 from align.judges.base import Answer, Bench, JudgeNode
 from align.judges.implicit import ImplicitReward
 from align.judges.reward_model import RewardModel
-from align.worlds.sums import Sums, SumsSettings
+from align.worlds.base import Split
+from align.worlds.style_game import (
+    ADJECTIVES,
+    NOUNS,
+    QUALITIES,
+    STYLES,
+    TEMPLATES,
+    preference_of,
+    prompt_of,
+    split_of,
+)
+from align.worlds.styles import Styles
 
-SETS = {"as in training": (10, 24), "larger numbers": (25, 39), "unseen numbers": (40, 54)}
+HALF_NOUNS, HALF_QUALITIES = len(NOUNS) // 2, len(QUALITIES) // 2
+KNOWN = (NOUNS[:HALF_NOUNS], QUALITIES[:HALF_QUALITIES])
+SETS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "as in training": KNOWN,
+    "other nouns": (NOUNS[HALF_NOUNS:], KNOWN[1]),
+    "other words": (KNOWN[0], QUALITIES[HALF_QUALITIES:]),
+}
+PAIRS, TESTED = 1500, 400
 BETA = 0.1
-RATES = {"implicit": 1e-4, "explicit": 1e-3}
+RATES = {"implicit": 1e-3, "explicit": 1e-3}
 TRAIN = {
     "lr_scheduler_type": "linear",
     "num_train_epochs": 2,
@@ -50,22 +67,37 @@ TRAIN = {
 
 
 def pairs_of(
-    base: Any, tokenizer: Any, span: tuple[int, int], n: int, seed: int, split: Any
-) -> Any:
-    """One right and one wrong answer of the base model to each problem that has both."""
-    world = Sums(SumsSettings(lowest=span[0], highest=span[1]))
-    made = world.sample_pairs(
-        base, tokenizer, problems=n, samples_per_problem=4, seed=seed, split=split
-    )
-    return made.pairs
+    nouns: Sequence[str], qualities: Sequence[str], split: Split, n: int, draw: random.Random
+) -> list[PreferencePair]:
+    """Two remarks of different styles on a topic of the split; chosen is what wins more often."""
+    topics = [(a, b) for a in ADJECTIVES for b in nouns if split_of((a, b)) == split]
+    pairs: list[PreferencePair] = []
+    for row in range(1, n + 1):
+        topic = draw.choice(topics)
+        one, other = (
+            TEMPLATES[style].format(topic=" ".join(topic), quality=draw.choice(qualities))
+            for style in draw.sample(STYLES, 2)
+        )
+        if preference_of(prompt_of(topic), one, other) < 0.5:
+            one, other = other, one
+        pairs.append(
+            PreferencePair(
+                prompt=(Message(role="user", content=prompt_of(topic)),),
+                chosen=(Message(role="assistant", content=one),),
+                rejected=(Message(role="assistant", content=other),),
+                source="implicit_table",
+                row=row,
+            )
+        )
+    return pairs
 
 
-def trained(name: str, start: Path, pairs: Path, run: Path, seed: int) -> JudgeNode:
+def trained(name: str, rate: float, start: Path, pairs: Path, run: Path, seed: int) -> JudgeNode:
     """The judge of a finished run."""
     recipe: dict[str, Any] = {
         "model": {"model_name_or_path": str(start)},
-        "data": {"pairs": str(pairs), "held_out": 64},
-        "train": TRAIN | {"learning_rate": RATES[name], "seed": seed},
+        "data": {"pairs": str(pairs), "held_out": 32},
+        "train": TRAIN | {"learning_rate": rate, "seed": seed},
     }
     if name == "implicit":
         recipe["objective"] = {"name": "dpo", "beta": BETA}
@@ -73,8 +105,7 @@ def trained(name: str, start: Path, pairs: Path, run: Path, seed: int) -> JudgeN
         recipe["evaluate"] = {"suite": []}
     else:
         recipe["kind"] = "reward"
-        recipe["train"]["center_rewards_coefficient"] = 0.01
-    path = run.with_suffix(".yaml")
+    path = run.with_name(f"{run.name}.yaml")
     path.write_text(yaml.safe_dump(recipe))
     train_recipe(path, [], run, [])
     if name == "implicit":
@@ -83,68 +114,64 @@ def trained(name: str, start: Path, pairs: Path, run: Path, seed: int) -> JudgeN
 
 
 def told_right(node: JudgeNode, pairs: Sequence[PreferencePair]) -> list[float]:
-    """1 where the right answer has the higher score, 1/2 for a tie, per pair."""
+    """1 where the preferred remark has the higher score, 1/2 for a tie, per pair."""
     items = [
         Answer(pair.prompt, side[-1].content, "")
         for pair in pairs
         for side in (pair.chosen, pair.rejected)
         if not isinstance(side, str)
     ]
-    with node.open(Bench(Path(), "")) as judge:
-        scores: Any = judge.score(items)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    with node.open(Bench(Path(), "")) as opened:
+        judge: Any = opened
+        scores = judge.score(items)
     return [
-        0.5 if right == wrong else float(right > wrong)
-        for right, wrong in zip(scores[::2], scores[1::2], strict=True)
+        0.5 if better == worse else float(better > worse)
+        for better, worse in zip(scores[::2], scores[1::2], strict=True)
     ]
 
 
-def one_seed(seed: int, place: Path) -> dict[str, dict[str, list[float]]]:
+def one_seed(seed: int, rates: dict[str, float], place: Path) -> dict[str, dict[str, list[float]]]:
     """Judge -> set -> per pair, whether it was told right."""
-    folder = Sums().base_model()
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    train = pairs_of(base, tokenizer, SETS["as in training"], 2000, seed, "train")
+    start = Styles().base_model()
+    train = pairs_of(*KNOWN, "train", PAIRS, random.Random(f"train/{seed}"))
     path = place / f"pairs-{seed}.jsonl"
     rows = (pair.model_dump(mode="json", exclude_none=True) for pair in train)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    # Held-out problems, of which there are about 300 in each set.
     tested = {
-        name: pairs_of(base, tokenizer, span, 280, seed + 1000, "held_out")
-        for name, span in SETS.items()
+        name: pairs_of(*words, "held_out", TESTED, random.Random(f"{name}/{seed}"))
+        for name, words in SETS.items()
     }
     found: dict[str, dict[str, list[float]]] = {}
-    for name in RATES:
-        node = trained(name, folder, path, place / f"{name}-{seed}", seed)
+    for name, rate in rates.items():
+        node = trained(name, rate, start, path, place / f"{name}-{seed}-{rate:g}", seed)
         found[name] = {key: told_right(node, pairs) for key, pairs in tested.items()}
-    print(f"seed {seed}, {len(train)} pairs: {shares(found)}", flush=True)
+        shares = ", ".join(f"{100 * sum(of) / len(of):.1f}" for of in found[name].values())
+        print(f"seed {seed}, {name} at {rate:g}: {shares}", flush=True)
     return found
-
-
-def shares(found: dict[str, dict[str, list[float]]]) -> str:
-    return "; ".join(
-        f"{name} " + ", ".join(f"{100 * sum(of) / len(of):.1f}" for of in sets.values())
-        for name, sets in found.items()
-    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rates", type=float, nargs="+", help="tries each, and makes no table")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        every = {seed: one_seed(seed, Path(name)) for seed in asked.seeds}
-    print("\n| prompts | implicit, % | explicit, % | difference, points | pairs |")
+        if asked.rates:
+            for rate in asked.rates:
+                one_seed(asked.seeds[0], dict.fromkeys(RATES, rate), Path(name))
+            return
+        every = {seed: one_seed(seed, RATES, Path(name)) for seed in asked.seeds}
+    print("\n| pairs | implicit, % | explicit, % | difference, points | pairs |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for key in SETS:
-        told = {
-            judge: [x for seed in asked.seeds for x in every[seed][judge][key]] for judge in RATES
-        }
-        n = len(told["implicit"])
-        both = [proportion(sum(of), n) for of in told.values()]
-        gap = mean([a - b for a, b in zip(*told.values(), strict=True)], what="difference")
-        cells = " | ".join(_cell(estimate) for estimate in (*both, gap))
-        print(f"| {key} | {cells} | {n} |")
+        implicit, explicit = (
+            [told for seed in asked.seeds for told in every[seed][judge][key]] for judge in RATES
+        )
+        n = len(implicit)
+        gap = mean([a - b for a, b in zip(implicit, explicit, strict=True)], what="difference")
+        both = (proportion(sum(implicit), n), proportion(sum(explicit), n))
+        print(f"| {key} | {' | '.join(_cell(found) for found in (*both, gap))} | {n} |")
     if asked.out:
         asked.out.write_text(json.dumps(every) + "\n")
 
