@@ -160,7 +160,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if asked.rates:
             for rate in asked.rates:
-                both: dict[str, float] = dict.fromkeys(RATES, rate)
+                both = {"implicit": rate, "explicit": rate}
                 one_seed(asked.seeds[0], both, Path(name))
             return
         every = {seed: one_seed(seed, RATES, Path(name)) for seed in asked.seeds}
