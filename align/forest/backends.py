@@ -1,4 +1,4 @@
-"""The three ways to lay pairs out and attend to them, and the check that chooses one.
+"""The three ways to lay rows out and attend to them, and the check that chooses one.
 
 What transformers' models ask of their attention differs in small ways that no error reports (a
 window applied elsewhere, layers that are not attention at all). So a backend is not trusted by the
@@ -33,12 +33,13 @@ class Backend:
     Attributes:
         name: `tree`, `tree_varlen` or `padded`.
         lay_out: rows -> one forward pass.
-        cut: (chosen rows, rejected rows, token budget) -> numbers of the pairs of each pass.
+        cut: (units, token budget) -> numbers of the units of each pass; a unit is rows that are
+            never torn apart.
     """
 
     name: str
     lay_out: Callable[[Rows], Pack]
-    cut: Callable[[Rows, Rows, int | None], list[list[int]]]
+    cut: Callable[[Sequence[Rows], int | None], list[list[int]]]
 
 
 TREE = Backend("tree", tree_pack, cut_forest)

@@ -78,9 +78,7 @@ def forest_logps(
     network: Any = model
     with edge_head(network):
         backend = choice_for(network, whole).backend
-        # Each row stands for both sides of a pair; a forest counts copies once, padding twice.
-        budget = token_budget and token_budget * (2 if backend is PADDED else 1)
-        passes = backend.cut(whole, whole, budget)
+        passes = backend.cut([[row] for row in whole], token_budget)
         parts = [_one_pass(network, backend, [whole[r] for r in numbers]) for numbers in passes]
     width = max(part.token.shape[1] for part in parts)
     token, mask = (

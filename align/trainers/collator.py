@@ -49,7 +49,7 @@ class PreferenceCollator:
             for side in ("chosen_ids", "rejected_ids")
         )
         parts: list[dict[str, Any]] = []
-        for pairs in self.backend.cut(chosen, rejected, self.token_budget):
+        for pairs in self.backend.cut(list(zip(chosen, rejected, strict=True)), self.token_budget):
             rows = [side[pair] for side in (chosen, rejected) for pair in pairs]
             part = {
                 "place": torch.tensor(pairs),
