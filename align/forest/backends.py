@@ -68,20 +68,18 @@ class Choice:
     gap: float | None
 
 
-def choose_backend(model: Any, chosen: Rows, rejected: Rows) -> Choice:
+def choose_backend(model: Any, rows: Rows) -> Choice:
     """The forest backend of the model's device if it gives the model's log-probs, else `padded`.
 
     Args:
         model: a model with an edge head, or a PEFT model around one; on its device.
-        chosen: a few rows, best some that share prefixes.
-        rejected: as many.
+        rows: a few, best some that share prefixes.
     """
     if (refusal := refused(model)) is not None:
         return Choice(PADDED, f"padded rows, because {refusal}", None)
     dtype = computed_in(model)
     # FlashAttention computes in 16 bits only.
     wanted = TREE_VARLEN if model.device.type == "cuda" and dtype.itemsize == 2 else TREE
-    rows = [*chosen, *rejected]
     tolerance = TOLERANCE.get(dtype, TOLERANCE_LOW_PRECISION)
     with _evaluating(model), torch.no_grad():
         expected = own_logps(model, rows).token
