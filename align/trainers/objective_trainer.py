@@ -67,6 +67,8 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
     _tag_names = ["align", "preference-optimization"]  # noqa: RUF012 - TRL's name and type
     _name = "Preference optimization"
     config_class: ClassVar[type[PreferenceConfig]] = PreferenceConfig
+    # TRL's own configuration that is taken over.
+    trl_config: ClassVar[type[Any]] = DPOConfig
 
     def __init__(
         self,
@@ -89,10 +91,10 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         if args is None:
             args = self.config_class()
         if not isinstance(args, PreferenceConfig):
-            if not isinstance(args, DPOConfig):
+            if not isinstance(args, self.trl_config):
                 raise RecipeError(
                     f"args is a {type(args).__name__}; use {self.config_class.__name__} of "
-                    "align.trainers, or trl.DPOConfig."
+                    f"align.trainers, or trl.{self.trl_config.__name__}."
                 )
             args = converted(args, self.config_class)
         refuse_cut_beginnings(args)
