@@ -186,7 +186,7 @@ def test_an_evaluation_does_not_depend_on_the_batch_size(built, reference) -> No
         ).evaluate()
         for size, budget in ((1, None), (4, None), (11, 50))
     ]
-    names = ("eval_loss", "eval_rewards/mean", "eval_rewards/accuracies", "eval_entropy")
+    names = ("eval_loss", "eval_rewards/chosen", "eval_rewards/accuracies", "eval_entropy")
     for other in found[1:]:
         for name in names:
             assert other[name] == pytest.approx(found[0][name], abs=1e-6), name
