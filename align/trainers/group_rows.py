@@ -1,27 +1,51 @@
 # pyright: basic
-"""Data sets of groups: token ids of prompts with their completions."""
+"""Data sets of groups: TRL's unpaired format, prompts with their completions, or token ids."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import extract_prompt
 
+from align.data.formats.groups import groups_from_rows
+from align.data.row_policy import RowPolicy
+from align.data.row_report import RowReport
 from align.errors import DataError
+from align.tokens.groups import (
+    TokenizedGroup,
+    encode_groups,
+    encode_rendered_groups,
+    group_table,
+)
+from align.tokens.rendered_rows import needs_template
 from align.tokens.vision.columns import IMAGE_COLUMNS
+from align.trainers.config import PreferenceConfig
 from align.trainers.group_kind import FIELDS, GROUPS, LABEL, PER_TOKEN
 from align.trainers.live import LiveRoles
-from align.trainers.rows import RowPreparation
+from align.trainers.rows import RowPreparation, tell
 
 logger = logging.getLogger(__name__)
 
 # The columns of a row that is one completion -> those of a row that is a group.
 SINGULAR = {"completion_ids": "completions_ids", **FIELDS}
 LISTS = ("completions_ids", *FIELDS.values())
+# Columns of texts, of which rows of ids have none.
+TEXTS = frozenset({"prompt", "completion", "completions", "chosen", "rejected"})
+# The sides of a pair's columns -> those of a completion.
+SIDED = {
+    "": "completion",
+    "_ids": "completion_ids",
+    "_score": "score",
+    "_token_weight": "token_weight",
+}
+# `unpair_preference_dataset` maps batches of the size that `Dataset.map` has by default.
+UNPAIRED_AT_ONCE = 1000
 
 
 class GroupRows(RowPreparation, LiveRoles):
@@ -35,21 +59,31 @@ class GroupRows(RowPreparation, LiveRoles):
         return True
 
     def _is_tokenised(self, columns: Collection[str]) -> bool:
-        return "completions_ids" in columns and not {"completion", "completions"} & set(columns)
+        return "completions_ids" in columns and not TEXTS & set(columns)
 
     def _tokenised_table(
         self, dataset: Dataset, processing_class: Any, args: Any, name: str
     ) -> Dataset:
         columns = set(dataset.column_names)
-        if {"prompt_ids", "chosen_ids", "rejected_ids"} <= columns and "chosen" not in columns:
+        if {"chosen", "rejected"} <= columns or {"chosen_ids", "rejected_ids"} <= columns:
             dataset = unpaired(dataset)
             columns = set(dataset.column_names)
-        if {"prompt_ids", "completion_ids"} <= columns and "completion" not in columns:
-            return grouped(dataset, together=self.gathers_prompts)
-        raise DataError(
-            f"The {name} data has the columns {', '.join(sorted(columns))}. Groups are rows of "
-            "`prompt_ids` and `completions_ids`."
-        )
+        single = not {"completions", "completions_ids"} & columns
+        if {"prompt_ids", "completion_ids"} <= columns and not TEXTS & columns:
+            table = as_groups(dataset)
+        else:
+            table = tokenised_groups(dataset, processing_class, args, name)
+        return gathered(table) if single and self.gathers_prompts else table
+
+    def _tokenised_row(
+        self, row: Mapping[str, Any], number: int, processing_class: Any, args: Any, name: str
+    ) -> list[dict[str, Any]]:
+        try:
+            made, _ = encoded([(number + 1, row)], processing_class, args, name)
+        except DataError as error:
+            logger.warning("Row %d of the %s data is left out. %s", number, name, error)
+            return []
+        return group_table(made).to_list()
 
     def _refuse_without_signal(self, dataset: Dataset, name: str) -> None:
         refuse_broken_groups(dataset, name)
@@ -70,20 +104,58 @@ class GroupRows(RowPreparation, LiveRoles):
         Raises:
             RecipeError: the batch is another collator's.
         """
-        found: list[Tensor | None] = []
-        for name in ("parts", "measured"):
-            if name == "measured" and name not in inputs:
-                found.append(None)
-                continue
-            rows: list[Tensor] = []
-            places: list[Tensor] = []
-            for part, logps in self._of_reference(model, inputs, name):
-                rows += logps.total().split(part["sizes"].tolist())
-                places.append(part["place"])
-            found.append(torch.cat([rows[place] for place in torch.cat(places).argsort().tolist()]))
-        completions, mismatched = found
-        assert completions is not None
-        return completions, mismatched
+        completions = self._totals(model, inputs, "parts")
+        return completions, self._totals(
+            model, inputs, "measured"
+        ) if "measured" in inputs else None
+
+    def _totals(self, model: Any, inputs: Mapping[str, Any], name: str) -> Tensor:
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
+        for part, logps in self._of_reference(model, inputs, name):
+            rows += logps.total().split(part["sizes"].tolist())
+            places.append(part["place"])
+        return torch.cat([rows[place] for place in torch.cat(places).argsort().tolist()])
+
+
+def encoded(
+    numbered: Iterable[tuple[int, Mapping[str, Any]]],
+    tokenizer: PreTrainedTokenizerBase,
+    args: PreferenceConfig,
+    name: str,
+) -> tuple[list[TokenizedGroup], RowReport]:
+    """Token ids of numbered rows, and the report on those that cannot be used.
+
+    Raises:
+        DataError: none can be used.
+    """
+    choices: dict[str, Any] = {
+        "on_too_long": args.on_too_long,
+        "on_control_tokens": args.on_control_tokens,
+    }
+    # How many may be missing is the trainer's to say: TRL leaves over-long rows out too.
+    policy = RowPolicy(max_length=args.max_length, max_dropped=1.0, **choices)
+    rows = list(numbered)
+    source = f"{name} data"
+    if any(needs_template(row, ("prompt", "completion")) for _, row in rows):
+        return encode_rendered_groups(rows, tokenizer, policy, source)
+    groups, report = groups_from_rows(((source, i, row) for i, row in rows), policy=policy)
+    return encode_groups(groups, tokenizer, policy, report), report
+
+
+def tokenised_groups(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig, name: str
+) -> Dataset:
+    """Rows of texts as token ids.
+
+    Raises:
+        DataError: too many rows cannot be used.
+    """
+    numbered: Any = enumerate(dataset, start=1)
+    made, report = encoded(numbered, tokenizer, args, name)
+    split = next((row for row in made if "control_tokens_split" in row.notes), None)
+    tell(report, args, name, split and split.group.row)
+    return group_table(made)
 
 
 def unpaired(dataset: Dataset) -> Dataset:
@@ -91,53 +163,57 @@ def unpaired(dataset: Dataset) -> Dataset:
 
     Columns of both sides stay with their side; others are said of either.
     """
-    sided = {"ids": "completion_ids", "score": "score", "token_weight": "token_weight"}
-    known = {f"{side}_{name}" for side in ("chosen", "rejected") for name in sided}
-    shared = [name for name in dataset.column_names if name not in known]
-    made: dict[str, list[Any]] = {name: [] for name in (*shared, "label")}
-    made |= {sided[name]: [] for name in sided if f"chosen_{name}" in dataset.column_names}
+    columns = dataset.column_names
+    sided = {end: one for end, one in SIDED.items() if f"chosen{end}" in columns}
+    made: dict[str, list[Any]] = {}
     batches: Any = dataset.iter(batch_size=UNPAIRED_AT_ONCE)
     for batch in batches:
+        rows = [
+            dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
+        ]
+        if "prompt" not in columns and "chosen" in columns:
+            rows = [extract_prompt(row) for row in rows]
         for side in ("chosen", "rejected"):
-            size = len(batch["prompt_ids"])
-            made["label"] += [side == "chosen"] * size
-            for name in shared:
-                made[name] += batch[name]
-            for name, column in sided.items():
-                if column in made:
-                    made[column] += batch[f"{side}_{name}"]
+            for row in rows:
+                one = {k: v for k, v in row.items() if not k.startswith(("chosen", "rejected"))}
+                one |= {name: row[side + end] for end, name in sided.items()}
+                for column, value in (one | {"label": side == "chosen"}).items():
+                    made.setdefault(column, []).append(value)
     return Dataset.from_dict(made)
 
 
-# `unpair_preference_dataset` maps batches of the size that `Dataset.map` has by default.
-UNPAIRED_AT_ONCE = 1000
+def as_groups(dataset: Dataset) -> Dataset:
+    """Rows of one completion each as groups of one."""
+    columns: dict[str, list[Any]] = {}
+    for name in dataset.column_names:
+        values: Any = dataset[name]
+        if name in SINGULAR:
+            columns[SINGULAR[name]] = [[value] for value in values]
+        else:
+            columns[name] = list(values)
+    return Dataset.from_dict(columns)
 
 
-def grouped(dataset: Dataset, *, together: bool) -> Dataset:
-    """Rows of one completion each as groups, in the order in which prompts come first.
+def gathered(dataset: Dataset) -> Dataset:
+    """Groups of one `group_id` and prompt, or else of one prompt, as one.
 
-    Args:
-        dataset: `prompt_ids`, `completion_ids` and any of `score`, `label`, ...
-        together: rows of one `group_id`, or else of one prompt, are one group; else each is its
-            own.
+    They come in the order in which they are first seen, and so do their completions.
     """
-    columns = dataset.column_names
-    lists = {name: column for name, column in SINGULAR.items() if name in columns}
+    lists = [name for name in LISTS if name in dataset.column_names]
     groups: dict[Any, dict[str, Any]] = {}
-    for number, row in enumerate(dataset):
-        assert isinstance(row, dict)
-        prompt = tuple(row["prompt_ids"])
-        key: Any = number
-        if together:
-            key = (row.get("group_id"), prompt)
-        group = groups.setdefault(
-            key,
-            {name: row[name] for name in columns if name not in lists}
-            | {column: [] for column in lists.values()},
-        )
-        for name, column in lists.items():
-            group[column].append(row[name])
+    for row in _rows(dataset):
+        key = (row.get("group_id"), tuple(row["prompt_ids"]))
+        if key not in groups:
+            groups[key] = dict(row)
+            continue
+        for name in lists:
+            groups[key][name] = groups[key][name] + row[name]
     return Dataset.from_list(list(groups.values()))
+
+
+def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    rows: Any = dataset
+    yield from rows
 
 
 def refuse_broken_groups(dataset: Dataset, name: str) -> None:
