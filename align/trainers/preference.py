@@ -194,7 +194,7 @@ class PreferenceTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch,
                 f"{cls.__name__} needs `objective`, for example {{'name': 'dpo', 'beta': 0.1}}; "
                 "the named trainers (DPOTrainer, RPOTrainer, ...) take it from their config."
             )
-        return objective_from(objective)
+        return objective_from(objective, Objective)
 
     def _pair_inputs(
         self, policy: Pair[Logps], part: Mapping[str, Any], asked: Mapping[str, Pair[Logps]]
