@@ -38,9 +38,10 @@ class AnchoredZeroUnpaired(GroupObjective, frozen=True):
         """Loss and reward of N completions."""
         inputs = self.checked(inputs)
         reward, label = self.beta * group_logratio(inputs, inputs.reference), present(inputs.label)
-        weight = torch.where(label, self.desirable_weight, self.undesirable_weight)
+        # Of two numbers torch.where makes float32, which is not what the fields say in float64.
+        weights = reward.new_tensor([self.undesirable_weight, self.desirable_weight])
         return GroupOutput(
-            loss=weight.to(reward.dtype) * torch.sigmoid(torch.where(label, -reward, reward)),
+            loss=weights[label.long()] * torch.sigmoid(torch.where(label, -reward, reward)),
             reward=reward.detach(),
             metrics={},
         )

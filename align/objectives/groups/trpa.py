@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch.nn.functional import softplus
 
@@ -66,7 +65,7 @@ class TRPA(GroupObjective, frozen=True):
         group, score, mask = inputs.group, present(inputs.score), inputs.policy.mask
         lengths = inputs.policy.lengths().to(score.dtype)
         delta = token_logratio(inputs.policy, present(inputs.reference)).sum(dim=1) / lengths
-        factor = torch.where(score >= self.top_score, self.anisotropy, 1.0).to(delta.dtype)
+        factor = delta.new_tensor([1.0, self.anisotropy])[(score >= self.top_score).long()]
         if self.form == "pair":
             h = factor[:, None] * (delta[:, None] - delta[None, :])
         else:

@@ -102,7 +102,7 @@ def test_an_objective_is_given_back():
 @pytest.mark.parametrize(
     ("node", "text"),
     [
-        ({}, r"`objective\.name` is missing.*aot, aot_unpaired, apo, bco, beta_dpo, cal_dpo"),
+        ({}, r"`objective\.name` is missing.*aot, aot_unpaired, apo, bco, bco_unpaired, beta"),
         ({"beta": 0.1}, r"`objective\.name` is missing"),
         ({"name": "dpoo"}, r"`objective\.name` is 'dpoo'.*did you mean `dpo`\?"),
         ({"name": "DPO"}, r"`objective\.name` is 'DPO'.*did you mean `dpo`\?"),
