@@ -435,7 +435,7 @@ def test_a_completion_without_tokens_is_refused(objective):
     inputs = random_inputs(objective)
     mask = inputs.policy.mask.clone()
     mask[1] = False
-    with pytest.raises(AlignError, match="Completion 1 .*no token"):
+    with pytest.raises(AlignError, match=r"Completion 1 .*no token"):
         objective(replace(inputs, policy=Logps(inputs.policy.token, mask)))
 
 

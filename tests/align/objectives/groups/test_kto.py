@@ -13,8 +13,8 @@ from align.objectives import KTO
 def test_golden(golden, tensors, assert_golden, dtype):
     # rho = [0.2, -0.2, 0.5, -0.3], mismatched [0.3, -0.1, 0.4, 0.2]: KL = 0.8 / 4 = 0.2
     # gap = rho - KL = [0, ., 0.3, .] for desirable ones, KL - rho = [., 0.4, ., 0.5] for others
-    # loss = w sigmoid(-0.5 gap), w = 1 and 2: sigmoid(0), 2 sigmoid(-0.2), sigmoid(-0.15), 2 s(-0.25)
-    # dL/drho = -0.5 w s(1 - s) / 4 of desirable ones, and plus that of others
+    # loss = w s(-0.5 gap), s the sigmoid, w = 1 and 2: s(0), 2 s(-0.2), s(-0.15), 2 s(-0.25)
+    # dL/drho = -0.5 w s (1 - s) / 4 of desirable ones, and plus that of others
     inputs = tensors(golden(0, 1, 2, 3, mismatched=[0.3, -0.1, 0.4, 0.2]), dtype)
     assert_golden(
         KTO(beta=0.5, undesirable_weight=2.0),

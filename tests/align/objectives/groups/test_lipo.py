@@ -44,9 +44,8 @@ def test_it_is_the_formula_in_plain_python(weight, random_rows, by_group, assert
                         swap = 1.0
                         if weight == "lambda":
                             gain = 2 ** rows[i]["score"] - 2 ** rows[j]["score"]
-                            swap = gain * abs(
-                                1 / math.log2(1 + ranks[i]) - 1 / math.log2(1 + ranks[j])
-                            )
+                            far = 1 / math.log2(1 + ranks[i]) - 1 / math.log2(1 + ranks[j])
+                            swap = gain * abs(far)
                         loss += swap * math.log1p(math.exp(reward[j] - reward[i]))
             for i in members:
                 losses[i] = loss
@@ -102,6 +101,6 @@ def test_ranks_follow_the_policy_not_the_scores(of_rho, tensors):
 
 def test_raw_rewards_of_hundreds_are_refused(of_rho, tensors):
     inputs = tensors(of_rho([0.1, 0.2], score=[1.0, 70.0]))
-    with pytest.raises(DataError, match="Completion 1 .* score 70, but `lipo`"):
+    with pytest.raises(DataError, match=r"Completion 1 .* score 70, but `lipo`"):
         LiPO()(inputs)
     assert LiPO(weight="one")(inputs).loss.isfinite().all()

@@ -1,4 +1,4 @@
-"""NFT: golden rows, the formula in plain Python, on-policy GRPO and Dr. GRPO, its slope, its limits."""
+"""NFT: golden rows, the formula in plain Python, on-policy GRPO and Dr. GRPO, its limits."""
 
 import math
 from dataclasses import replace
