@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.errors import RecipeError
-from align.objectives import objective_from
-from align.objectives.groups.base import GroupObjective
+from align.objectives import GroupObjective, objective_from
 from align.trainers.config import PreferenceConfig
 from align.trainers.group_rows import GroupRows
 from align.trainers.mismatched import MismatchedLeaves
@@ -72,12 +71,4 @@ class GroupTrainer(GroupRows, MismatchedLeaves):
                 f"{cls.__name__} needs `objective`, a loss over groups; KTOTrainer takes its own "
                 "from its config."
             )
-        found: Any = objective
-        if not isinstance(objective, GroupObjective):
-            found = objective_from(objective)
-        if not isinstance(found, GroupObjective):
-            raise RecipeError(
-                f"Objective {found.name} is a loss over pairs: use PreferenceTrainer, or an "
-                "objective over groups."
-            )
-        return found
+        return objective_from(objective, GroupObjective)

@@ -16,9 +16,7 @@ from trl.trainer.utils import get_config_model_id
 
 from align.errors import RecipeError
 from align.nearest import did_you_mean
-from align.objectives import objective_from
-from align.objectives.groups.base import GroupObjective
-from align.objectives.groups.kto import KTO
+from align.objectives import GroupObjective, objective_from
 from align.trainers.config import PreferenceConfig
 from align.trainers.group_kind import LABEL
 from align.trainers.groups import GroupConfig, GroupTrainer
@@ -136,10 +134,8 @@ class KTOTrainer(GroupTrainer):
             "desirable_weight": args.desirable_weight,
             "undesirable_weight": args.undesirable_weight,
         }
-        if args.loss_type == "kto":
-            return KTO(**weighted)
-        found: Any = objective_from({"name": "anchored_zero_unpaired", **weighted})
-        return found
+        name = "anchored_zero_unpaired" if args.loss_type == "apo_zero_unpaired" else "kto"
+        return objective_from({"name": name, **weighted}, GroupObjective)
 
     def _completed(self, dataset: Dataset, args: Any) -> Dataset:
         # The training rows are the first to come.

@@ -48,4 +48,4 @@ class PreferenceTrainer(PairRows, ObjectiveTrainer):
                 f"{cls.__name__} needs `objective`, for example {{'name': 'dpo', 'beta': 0.1}}; "
                 "the named trainers (DPOTrainer, RPOTrainer, ...) take it from their config."
             )
-        return objective_from(objective)
+        return objective_from(objective, Objective)

@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.errors import DataError, RecipeError
 from align.forest import backends
-from align.objectives import DPO
-from align.objectives.groups.kto import KTO
+from align.objectives import DPO, KTO
 from align.trainers import GroupConfig, GroupTrainer
 from align.types import GroupInputs, Logps
 from tests.align.trainers.groups_in_code import Listwise, make_groups, settings
@@ -239,7 +238,7 @@ def test_what_does_not_fit_together_is_named(built, changes, said) -> None:
 
 
 def test_losses_over_pairs_and_missing_columns_are_refused(built, groups) -> None:
-    with pytest.raises(RecipeError, match="dpo is a loss over pairs"):
+    with pytest.raises(RecipeError, match="'dpo', a loss over preference pairs"):
         built(DPO())
     with pytest.raises(DataError, match=r"listwise needs the column\(s\) scores"):
         built(rows=groups.remove_columns("scores"))

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.errors import RecipeError
-from align.objectives.groups.kto import KTO
+from align.objectives import KTO
 from align.trainers import GroupConfig, GroupTrainer, KTOConfig, KTOTrainer
 from align.trainers.kto import unbalanced
 from align.trainers.mismatched import mismatched_ids
