@@ -43,6 +43,7 @@ SIDED = {
     "_ids": "completion_ids",
     "_score": "score",
     "_token_weight": "token_weight",
+    "_ends": "finished",
 }
 # `unpair_preference_dataset` maps batches of the size that `Dataset.map` has by default.
 UNPAIRED_AT_ONCE = 1000
@@ -177,6 +178,8 @@ def unpaired(dataset: Dataset) -> Dataset:
             for row in rows:
                 one = {k: v for k, v in row.items() if not k.startswith(("chosen", "rejected"))}
                 one |= {name: row[side + end] for end, name in sided.items()}
+                if one.get("finished", True) is None:
+                    one["finished"] = True
                 for column, value in (one | {"label": side == "chosen"}).items():
                     made.setdefault(column, []).append(value)
     return Dataset.from_dict(made)
