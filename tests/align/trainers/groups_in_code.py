@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn.functional import softplus
 
+from align.objectives.coupled import Carried, CoupledGroups
 from align.objectives.groups.base import GroupObjective, group_logratio
 from align.types import GroupInputs, GroupOutput
 
@@ -32,6 +34,27 @@ class Listwise(GroupObjective, frozen=True):
         terms = -log_softmax(inputs.score).exp() * log_softmax(reward)
         loss = (together * terms).sum(dim=1)
         return GroupOutput(loss, reward.detach(), {})
+
+
+class Centred(CoupledGroups, frozen=True):
+    """L_i = log(1 + exp(-rho_i d_i)), d_i = rho_i less the step's mean: each has its own."""
+
+    name: str = "centred"
+    needs = frozenset({"reference"})
+    measures, gives = ("log-ratio",), ("distance",)
+
+    def measure(self, inputs: GroupInputs) -> Tensor:
+        return group_logratio(inputs, inputs.reference)[:, None]
+
+    def couple(self, measured: Tensor, carried: Carried) -> tuple[Tensor, dict[str, float]]:
+        return measured - measured.mean(), {}
+
+    def __call__(self, inputs: GroupInputs) -> GroupOutput:
+        inputs = self.checked(inputs)
+        rho = group_logratio(inputs, inputs.reference)
+        assert inputs.coupling is not None
+        loss = softplus(-rho * inputs.coupling[:, 0])
+        return GroupOutput(loss, rho.detach(), {"distance": inputs.coupling[:, 0]})
 
 
 def make_groups(n: int, seed: int = 0) -> Dataset:

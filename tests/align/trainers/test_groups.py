@@ -14,7 +14,7 @@ from align.forest import backends
 from align.objectives import DPO, KTO
 from align.trainers import GroupConfig, GroupTrainer
 from align.types import GroupInputs, Logps
-from tests.align.trainers.groups_in_code import Listwise, make_groups, settings
+from tests.align.trainers.groups_in_code import Centred, Listwise, make_groups, settings
 
 
 @pytest.fixture
@@ -127,6 +127,30 @@ def test_a_step_is_the_mean_over_completions_of_full_logits(
     assert steps_of(trainer)[0]["loss"] == pytest.approx(loss, abs=2e-6)
     assert gradient.norm() > 0.1
     torch.testing.assert_close(look.found[0], gradient, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "budget"), [(2, 3, None), (6, 1, 50), (3, 2, 40)]
+)
+def test_the_whole_step_of_groups_is_seen_whatever_its_passes(
+    built, groups, tiny_folder, reference, batch, accumulation, budget
+) -> None:
+    """Every completion is given its own number of the step, at its own place."""
+    look = Gradients()
+    trainer = built(
+        Centred(),
+        roles={"reference": reference},
+        callbacks=[look],
+        max_steps=1,
+        max_grad_norm=0.0,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        token_budget=budget,
+    )
+    trainer.train()
+    loss, gradient = by_hand(tiny_folder, groups.to_list()[:6], Centred())
+    assert steps_of(trainer)[0]["loss"] == pytest.approx(loss, abs=2e-6)
+    torch.testing.assert_close(look.found[0], gradient, rtol=0, atol=2e-5)
 
 
 def test_the_records_are_sums_over_completions(built, groups, reference, tiny_folder) -> None:
