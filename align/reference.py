@@ -130,9 +130,30 @@ class ConfigOnly(nn.Module):
 SCORED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-def score_columns(role: str) -> tuple[str, str]:
-    """Names of the two dataset columns that hold a role's per-token log-probs."""
-    return f"{role}_chosen_logps", f"{role}_rejected_logps"
+@dataclass(frozen=True)
+class ScoreColumns:
+    """The columns that hold a role's per-token log-probs [nats].
+
+    Attributes:
+        stored: their names on disk.
+        beside: their names beside the rows, with {role} in them.
+        feature: what a cell is.
+    """
+
+    stored: tuple[str, ...]
+    beside: tuple[str, ...]
+    feature: Any
+
+    def of(self, role: str) -> tuple[str, ...]:
+        """Names of the columns of a role."""
+        return tuple(name.format(role=role) for name in self.beside)
+
+
+PAIR_SCORES = ScoreColumns(
+    stored=("chosen", "rejected"),
+    beside=("{role}_chosen_logps", "{role}_rejected_logps"),
+    feature=List(Value("float32")),
+)
 
 
 class RoleScores:
@@ -141,32 +162,42 @@ class RoleScores:
     Args:
         root: folder that holds all scores.
         identity: whose scores they are.
-        rows: `rows_digest` over `SCORED_COLUMNS`; it covers token ids, truncation and order.
+        rows: `rows_digest` over the columns of token ids; it covers truncation and order.
         backend: how the forward pass was laid out, since each rounds in its own way.
+        columns: what is kept of each row.
     """
 
-    def __init__(self, root: Path, identity: Identity, rows: str, backend: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        identity: Identity,
+        rows: str,
+        backend: str,
+        columns: ScoreColumns = PAIR_SCORES,
+    ) -> None:
         self.folder = root / f"{identity.key}-{rows[:16]}-{backend}"
+        self._columns = columns
         self._about = {"identity": identity.to_json(), "rows": rows, "backend": backend}
 
     def load(self, role: str) -> Dataset | None:
-        """The two score columns under the role's names, or None when they are absent or damaged."""
+        """The score columns under the role's names, or None when they are absent or damaged."""
         if not self.folder.is_dir() or damage(self.folder) is not None:
             return None
         stored = Dataset.load_from_disk(str(self.folder / "scores"))
         return stored.rename_columns(
-            dict(zip(("chosen", "rejected"), score_columns(role), strict=True))
+            dict(zip(self._columns.stored, self._columns.of(role), strict=True))
         )
 
-    def save(self, chosen: Sequence[Any], rejected: Sequence[Any]) -> None:
-        """Publishes per-token log-probs [nats], one float32 array per row and side."""
-        features = Features({"chosen": List(Value("float32")), "rejected": List(Value("float32"))})
+    def save(self, *columns: Sequence[Any]) -> None:
+        """Publishes per-token log-probs [nats], one cell per row in each of the columns."""
+        stored = self._columns.stored
+        features = Features(dict.fromkeys(stored, self._columns.feature))
         if damage(self.folder) is None:
             # Another run that shares the cache was quicker; its readers keep what they read.
             return
         partial = self.folder.with_name(f"{self.folder.name}.partial-{os.getpid()}")
         partial.mkdir(parents=True, exist_ok=True)
-        table = Dataset.from_dict({"chosen": chosen, "rejected": rejected}, features=features)
+        table = Dataset.from_dict(dict(zip(stored, columns, strict=True)), features=features)
         table.save_to_disk(str(partial / "scores"))
         publish(partial, self.folder, self._about)
 

@@ -262,5 +262,9 @@ class TokensPerPair:
             padded=padded(np.random.default_rng(seed).permutation(len(rows))),
             grouped=padded(lengths.argsort()),
             free=float(np.mean(free)),
-            shared=sum(unique_tokens(*token_rows(group)) for group in groups.values()) / len(rows),
+            shared=sum(
+                unique_tokens([*chosen, *rejected])
+                for chosen, rejected in map(token_rows, groups.values())
+            )
+            / len(rows),
         )

@@ -217,8 +217,8 @@ def budgets(names: Sequence[str], device: str, seed: int, console: Console) -> l
         model = _build(specification, device, seed)
         rows = data_set("hh", large=True, seed=seed, vocabulary=1 << 12)
         chosen, rejected = token_rows(rows)
-        unique = np.cumsum([unique_tokens([a], [b]) for a, b in zip(chosen, rejected, strict=True)])
-        backend = choose_backend(model, chosen[:3], rejected[:3]).backend
+        unique = np.cumsum([unique_tokens([a, b]) for a, b in zip(chosen, rejected, strict=True)])
+        backend = choose_backend(model, [*chosen[:3], *rejected[:3]]).backend
         for budget in BUDGETS if device == "cuda" else BUDGETS[:2]:
             fitting = int(np.searchsorted(unique, budget, side="right"))
             some = [*chosen[:fitting], *rejected[:fitting]]

@@ -1,4 +1,4 @@
-"""The three ways to lay pairs out and attend to them, and the check that chooses one.
+"""The three ways to lay rows out and attend to them, and the check that chooses one.
 
 What transformers' models ask of their attention differs in small ways that no error reports (a
 window applied elsewhere, layers that are not attention at all). So a backend is not trusted by the
@@ -33,12 +33,13 @@ class Backend:
     Attributes:
         name: `tree`, `tree_varlen` or `padded`.
         lay_out: rows -> one forward pass.
-        cut: (chosen rows, rejected rows, token budget) -> numbers of the pairs of each pass.
+        cut: (units, token budget) -> numbers of the units of each pass; a unit is rows that are
+            never torn apart.
     """
 
     name: str
     lay_out: Callable[[Rows], Pack]
-    cut: Callable[[Rows, Rows, int | None], list[list[int]]]
+    cut: Callable[[Sequence[Rows], int | None], list[list[int]]]
 
 
 TREE = Backend("tree", tree_pack, cut_forest)
@@ -67,20 +68,18 @@ class Choice:
     gap: float | None
 
 
-def choose_backend(model: Any, chosen: Rows, rejected: Rows) -> Choice:
+def choose_backend(model: Any, rows: Rows) -> Choice:
     """The forest backend of the model's device if it gives the model's log-probs, else `padded`.
 
     Args:
         model: a model with an edge head, or a PEFT model around one; on its device.
-        chosen: a few rows, best some that share prefixes.
-        rejected: as many.
+        rows: a few, best some that share prefixes.
     """
     if (refusal := refused(model)) is not None:
         return Choice(PADDED, f"padded rows, because {refusal}", None)
     dtype = computed_in(model)
     # FlashAttention computes in 16 bits only.
     wanted = TREE_VARLEN if model.device.type == "cuda" and dtype.itemsize == 2 else TREE
-    rows = [*chosen, *rejected]
     tolerance = TOLERANCE.get(dtype, TOLERANCE_LOW_PRECISION)
     with _evaluating(model), torch.no_grad():
         expected = own_logps(model, rows).token

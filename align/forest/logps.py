@@ -78,9 +78,7 @@ def forest_logps(
     network: Any = model
     with edge_head(network):
         backend = choice_for(network, whole).backend
-        # Each row stands for both sides of a pair; a forest counts copies once, padding twice.
-        budget = token_budget and token_budget * (2 if backend is PADDED else 1)
-        passes = backend.cut(whole, whole, budget)
+        passes = backend.cut([[row] for row in whole], token_budget)
         parts = [_one_pass(network, backend, [whole[r] for r in numbers]) for numbers in passes]
     width = max(part.token.shape[1] for part in parts)
     token, mask = (
@@ -116,7 +114,7 @@ def choice_for(model: Any, rows: Sequence[TokenRow]) -> Choice:
     now = (str(model.device), computed_in(model))
     of_model = _chosen.setdefault(model, {})
     if now not in of_model:
-        of_model[now] = choose_backend(model, *_probes(rows))
+        of_model[now] = choose_backend(model, _probes(rows))
     return of_model[now]
 
 
@@ -128,16 +126,15 @@ def _attends_again(model: nn.Module) -> bool:
     )
 
 
-def _probes(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[TokenRow]]:
+def _probes(rows: Sequence[TokenRow]) -> list[TokenRow]:
     """Rows that surely share a beginning in twos, whatever is to be scored."""
-    chosen: list[TokenRow] = []
-    rejected: list[TokenRow] = []
+    probes: list[TokenRow] = []
     for row in sorted(rows, key=len)[:PROBED]:
         copies = -(-SHORTEST_SHARED // len(row.prompt_ids))
         prompt = [*row.prompt_ids] * copies
-        chosen.append(TokenRow(prompt, row.completion_ids))
-        rejected.append(TokenRow(prompt, [prompt[0], *row.completion_ids]))
-    return chosen, rejected
+        probes.append(TokenRow(prompt, row.completion_ids))
+        probes.append(TokenRow(prompt, [prompt[0], *row.completion_ids]))
+    return probes
 
 
 @contextmanager

@@ -1,38 +1,39 @@
-"""Pairs of one batch -> forward passes within a token budget.
+"""Units of one batch -> forward passes within a token budget.
 
-Only the borders of forward passes move: which pairs make an optimizer step is the caller's choice,
-and a pair is never torn apart, since its loss needs both log-probs.
+A unit is rows that are never torn apart, since one loss needs the log-probs of all of them: the two
+sides of a pair, the completions of a group. Only the borders of forward passes move: which units
+make an optimizer step is the caller's choice.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from itertools import pairwise
 
 from align.forest.radix import SHORTEST_SHARED, SortedRows, sort_rows
 from align.forest.rows import TokenRow
 
+Unit = Sequence[TokenRow]
+
 
 def cut_forest(
-    chosen: Sequence[TokenRow],
-    rejected: Sequence[TokenRow],
-    token_budget: int | None,
-    shortest_shared: int = SHORTEST_SHARED,
+    units: Sequence[Unit], token_budget: int | None, shortest_shared: int = SHORTEST_SHARED
 ) -> list[list[int]]:
-    """Pairs whose forests hold at most `token_budget` unique tokens.
+    """Units whose forests hold at most `token_budget` unique tokens.
 
-    Pairs that share prefixes stay together, as trees; the trees are packed first-fit decreasing. A
-    tree larger than the budget is cut between pairs, along its branches, and each part computes its
-    way from the root again. A pair larger than the budget is a pass of its own.
+    Units that share prefixes stay together, as trees; the trees are packed first-fit decreasing. A
+    tree larger than the budget is cut between units, along its branches, and each part computes its
+    way from the root again. A unit larger than the budget is a pass of its own.
 
     Returns:
-        Numbers of the pairs of each pass.
+        Numbers of the units of each pass.
     """
-    pairs = range(len(chosen))
     if token_budget is None:
-        return [list(pairs)]
-    ordered = sort_rows([row.tokens() for row in (*chosen, *rejected)], shortest_shared)
-    ranks = [(ordered.rank[p], ordered.rank[p + len(chosen)]) for p in pairs]
+        return [list(range(len(units)))]
+    ordered = sort_rows([row.tokens() for unit in units for row in unit], shortest_shared)
+    rank = iter(ordered.rank)
+    ranks = [[next(rank) for _ in unit] for unit in units]
     pieces = [
         piece
         for tree in _trees(ordered, ranks)
@@ -51,42 +52,38 @@ def cut_forest(
     return [sorted(one) for one in passes]
 
 
-def cut_padded(
-    chosen: Sequence[TokenRow], rejected: Sequence[TokenRow], token_budget: int | None
-) -> list[list[int]]:
-    """Pairs of similar lengths whose padded rows hold at most `token_budget` slots.
+def cut_padded(units: Sequence[Unit], token_budget: int | None) -> list[list[int]]:
+    """Units of similar lengths whose padded rows hold at most `token_budget` slots.
 
     Returns:
-        Numbers of the pairs of each pass; a pair longer than the budget is a pass of its own.
+        Numbers of the units of each pass; a unit longer than the budget is a pass of its own.
     """
-    pairs = range(len(chosen))
     if token_budget is None:
-        return [list(pairs)]
-    width = [max(len(a), len(b)) for a, b in zip(chosen, rejected, strict=True)]
+        return [list(range(len(units)))]
+    width = [max(len(row) for row in unit) for unit in units]
     passes: list[list[int]] = []
-    for pair in sorted(pairs, key=lambda p: -width[p]):
-        # The first pair of a pass is its longest.
-        if passes and 2 * (len(passes[-1]) + 1) * width[passes[-1][0]] <= token_budget:
-            passes[-1].append(pair)
+    rows = 0
+    for unit in sorted(range(len(units)), key=lambda u: -width[u]):
+        # The first unit of a pass has its longest row.
+        if passes and (rows + len(units[unit])) * width[passes[-1][0]] <= token_budget:
+            passes[-1].append(unit)
+            rows += len(units[unit])
         else:
-            passes.append([pair])
+            passes.append([unit])
+            rows = len(units[unit])
     return passes
 
 
-def unique_tokens(
-    chosen: Sequence[TokenRow],
-    rejected: Sequence[TokenRow],
-    shortest_shared: int = SHORTEST_SHARED,
-) -> int:
-    """Tokens of the forest of these pairs."""
-    ordered = sort_rows([row.tokens() for row in (*chosen, *rejected)], shortest_shared)
+def unique_tokens(rows: Sequence[TokenRow], shortest_shared: int = SHORTEST_SHARED) -> int:
+    """Tokens of the forest of these rows."""
+    ordered = sort_rows([row.tokens() for row in rows], shortest_shared)
     return sum(len(row) for row in ordered.rows) - int(ordered.common.sum())
 
 
-def _trees(ordered: SortedRows, ranks: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Pairs that are connected by shared prefixes or by being one pair."""
+def _trees(ordered: SortedRows, ranks: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Units that are connected by shared prefixes."""
     root = (ordered.common == 0).cumsum().tolist()
-    # Union-find over roots: a pair whose rows share nothing connects two of them.
+    # Union-find over roots: a unit whose rows share nothing connects several of them.
     leader = list(range(len(root) + 1))
 
     def find(tree: int) -> int:
@@ -95,33 +92,34 @@ def _trees(ordered: SortedRows, ranks: Sequence[tuple[int, int]]) -> list[list[i
             tree = leader[tree]
         return tree
 
-    for first, second in ranks:
-        leader[find(root[first])] = find(root[second])
+    for of_unit in ranks:
+        for first, second in pairwise(of_unit):
+            leader[find(root[first])] = find(root[second])
     trees: dict[int, list[int]] = {}
-    for pair, (first, _) in enumerate(ranks):
-        trees.setdefault(find(root[first]), []).append(pair)
+    for unit, of_unit in enumerate(ranks):
+        trees.setdefault(find(root[of_unit[0]]), []).append(unit)
     return list(trees.values())
 
 
 def _cut(
-    ordered: SortedRows, ranks: Sequence[tuple[int, int]], tree: Sequence[int], token_budget: int
+    ordered: SortedRows, ranks: Sequence[Sequence[int]], tree: Sequence[int], token_budget: int
 ) -> list[tuple[int, list[int]]]:
-    """The tree's pairs in runs of at most `token_budget` unique tokens: (size, pairs)."""
+    """The tree's units in runs of at most `token_budget` unique tokens: (size, units)."""
     pieces: list[tuple[int, list[int]]] = []
-    size, pairs, members = 0, list[int](), list[int]()
-    for pair in sorted(tree, key=lambda p: sorted(ranks[p])):
-        added = _add(ordered, members, ranks[pair])
-        if pairs and size + added > token_budget:
-            pieces.append((size, pairs))
-            size, pairs, members = 0, [], []
-            added = _add(ordered, members, ranks[pair])
+    size, units, members = 0, list[int](), list[int]()
+    for unit in sorted(tree, key=lambda u: sorted(ranks[u])):
+        added = _add(ordered, members, ranks[unit])
+        if units and size + added > token_budget:
+            pieces.append((size, units))
+            size, units, members = 0, [], []
+            added = _add(ordered, members, ranks[unit])
         size += added
-        pairs.append(pair)
-    return [*pieces, (size, pairs)]
+        units.append(unit)
+    return [*pieces, (size, units)]
 
 
-def _add(ordered: SortedRows, members: list[int], ranks: tuple[int, int]) -> int:
-    """Tokens that are new when two rows join the sorted `members`, which it changes."""
+def _add(ordered: SortedRows, members: list[int], ranks: Sequence[int]) -> int:
+    """Tokens that are new when a unit's rows join the sorted `members`, which it changes."""
     added = 0
     for rank in ranks:
         place = bisect_left(members, rank)

@@ -1,4 +1,7 @@
-"""The formulas, one per file; the union `AnyObjective` lists the built-in ones.
+"""The formulas, one per file; the unions list the built-in ones.
+
+`AnyObjective` are losses over preference pairs, `AnyGroupObjective` those over completions in
+groups (`align.objectives.groups`). A name is in one of the two.
 
 Adding one: its file, its import and its name in the union, its line in `align.built_in`, its test
 file, its tiny recipe, its row in docs/losses.md, its named trainer. A formula of one's own needs
@@ -10,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, cast, get_args, overload
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from align import registry
 from align.errors import RecipeError
@@ -22,7 +25,7 @@ from align.objectives.anchored_zero import AnchoredZero
 from align.objectives.aot import AOT
 from align.objectives.aot_unpaired import AOTUnpaired
 from align.objectives.apo import APO
-from align.objectives.base import Objective
+from align.objectives.base import Formula, Objective
 from align.objectives.bco import BCO
 from align.objectives.beta_dpo import BetaDPO
 from align.objectives.cal_dpo import CalDPO
@@ -30,12 +33,26 @@ from align.objectives.cdpo import CDPO
 from align.objectives.chipo import ChiPO
 from align.objectives.chosen_nll import ChosenNLL
 from align.objectives.copg import CoPG
-from align.objectives.coupled import Coupled
+from align.objectives.coupled import Coupled, CoupledGroups
 from align.objectives.cpo import CPO
 from align.objectives.discopop import DiscoPOP
 from align.objectives.dpo import DPO
 from align.objectives.dpop import DPOP
 from align.objectives.exo import EXO
+from align.objectives.groups.anchored_zero_unpaired import AnchoredZeroUnpaired
+from align.objectives.groups.base import GroupObjective
+from align.objectives.groups.bco_unpaired import BCOUnpaired
+from align.objectives.groups.copg_group import CoPGGroup
+from align.objectives.groups.direct_advantage import DirectAdvantage
+from align.objectives.groups.gepo import GEPO
+from align.objectives.groups.group_relative import GroupRelative
+from align.objectives.groups.kto import KTO
+from align.objectives.groups.lipo import LiPO
+from align.objectives.groups.nft import NFT
+from align.objectives.groups.plackett_luce import PlackettLuce
+from align.objectives.groups.remax import ReMax
+from align.objectives.groups.rto import RTO
+from align.objectives.groups.trpa import TRPA
 from align.objectives.hinge import Hinge
 from align.objectives.inpo import INPO
 from align.objectives.ipo import IPO
@@ -101,50 +118,89 @@ AnyObjective = Annotated[
     Field(discriminator="name"),
 ]
 
-_BY_NAME: dict[str, type[Objective]] = {
-    member.model_fields["name"].default: member for member in get_args(get_args(AnyObjective)[0])
+AnyGroupObjective = Annotated[
+    AnchoredZeroUnpaired
+    | BCOUnpaired
+    | CoPGGroup
+    | DirectAdvantage
+    | GEPO
+    | GroupRelative
+    | KTO
+    | LiPO
+    | NFT
+    | PlackettLuce
+    | ReMax
+    | RTO
+    | TRPA,
+    Field(discriminator="name"),
+]
+
+_BY_NAME: dict[str, type[Objective | GroupObjective]] = {
+    member.model_fields["name"].default: member
+    for union in (AnyObjective, AnyGroupObjective)
+    for member in get_args(get_args(union)[0])
 }
-_adapter: TypeAdapter[Objective] = TypeAdapter(AnyObjective)
+_OVER: Mapping[type[Formula], str] = {
+    Objective: "preference pairs",
+    GroupObjective: "completions in groups",
+}
+
+F = TypeVar("F", bound=Formula)
 
 
-def objective_from(node: Mapping[str, Any] | Objective) -> Objective:
+@overload
+def objective_from(node: F) -> F: ...
+@overload
+def objective_from(node: Mapping[str, Any]) -> Objective | GroupObjective: ...
+@overload
+def objective_from(node: Mapping[str, Any] | Formula, over: type[F]) -> F: ...
+def objective_from(
+    node: Mapping[str, Any] | Formula, over: type[Formula] = Formula
+) -> Formula | Objective | GroupObjective:
     """The objective that a recipe's `objective` section describes; an objective is given back.
+
+    Args:
+        node: the section, or an objective.
+        over: `Objective` where only a loss over pairs will do, `GroupObjective` where only one over
+            groups of completions will.
 
     Raises:
         RecipeError: an unknown name or field (with the nearest right one) or a bad value; all
-            faults at once, each by its key.
+            faults at once, each by its key. Or the other kind of loss.
     """
-    if isinstance(node, Objective):
-        return node
-    if not isinstance(node, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance] - YAML's word
+    if not isinstance(node, (Formula, Mapping)):  # pyright: ignore[reportUnnecessaryIsInstance] - YAML's word
         raise RecipeError(
             f"`objective` must be a mapping such as {{name: dpo, beta: 0.1}}, not {node!r}."
         )
-    name = node.get("name")
-    if isinstance(name, str) and name not in _BY_NAME and registry.knows("objective", name):
-        return _of_own(name, node)
-    if not isinstance(name, str) or name not in _BY_NAME:
-        found = "is missing" if "name" not in node else f"is {name!r}, which is no objective"
+    found = node if isinstance(node, Formula) else _built(node)
+    if not isinstance(found, over):
+        kind = next((said for of, said in _OVER.items() if isinstance(found, of)), "neither")
         raise RecipeError(
-            f"`objective.name` {found}{_nearest(str(name), _BY_NAME)}; there are "
+            f"`objective.name` is {found.name!r}, a loss over {kind}, but here it must be one over "
+            f"{_OVER.get(over, over.__name__)}: use the trainer and the data of such losses, or "
+            "name another."
+        )
+    return found
+
+
+def _built(node: Mapping[str, Any]) -> Objective | GroupObjective:
+    name = node.get("name")
+    if isinstance(name, str) and name in _BY_NAME:
+        found = _BY_NAME[name]
+    elif isinstance(name, str) and registry.knows("objective", name):
+        # Of an installed package, or of a file that the recipe names.
+        found = cast("type[Objective | GroupObjective]", registry.node("objective", name))
+    else:
+        said = "is missing" if "name" not in node else f"is {name!r}, which is no objective"
+        raise RecipeError(
+            f"`objective.name` {said}{_nearest(str(name), _BY_NAME)}; there are "
             f"{', '.join(sorted(_BY_NAME))}."
         )
     try:
-        return _adapter.validate_python(dict(node))
-    except ValidationError as error:
-        found = _BY_NAME[name]
-        said = [_sentence(fault, fault["loc"][1:], found, node) for fault in error.errors()]
-        raise RecipeError(" ".join(said)) from None
-
-
-def _of_own(name: str, node: Mapping[str, Any]) -> Objective:
-    """An objective of an installed package, or of a file that the recipe names."""
-    found: Any = registry.node("objective", name)
-    try:
         return found.model_validate(dict(node))
     except ValidationError as error:
-        said = [_sentence(fault, fault["loc"], found, node) for fault in error.errors()]
-        raise RecipeError(" ".join(said)) from None
+        faults = [_sentence(fault, fault["loc"], found, node) for fault in error.errors()]
+        raise RecipeError(" ".join(faults)) from None
 
 
 def _sentence(
@@ -184,10 +240,13 @@ __all__ = [
     "DPO",
     "DPOP",
     "EXO",
+    "GEPO",
     "INPO",
     "IPO",
+    "KTO",
     "LDDPO",
     "NCA",
+    "NFT",
     "ODPO",
     "OPADPO",
     "ORPO",
@@ -196,25 +255,38 @@ __all__ = [
     "REBEL",
     "REFUEL",
     "RPO",
+    "RTO",
     "SPO",
     "SPPO",
     "TGDPO",
+    "TRPA",
     "WPO",
     "AOTUnpaired",
     "AlphaPO",
     "AnchoredDown",
     "AnchoredZero",
+    "AnchoredZeroUnpaired",
+    "AnyGroupObjective",
     "AnyObjective",
+    "BCOUnpaired",
     "BetaDPO",
     "CalDPO",
     "ChiPO",
     "ChosenNLL",
     "CoPG",
+    "CoPGGroup",
     "Coupled",
+    "CoupledGroups",
+    "DirectAdvantage",
     "DiscoPOP",
+    "GroupObjective",
+    "GroupRelative",
     "Hinge",
+    "LiPO",
     "NashMP",
     "Objective",
+    "PlackettLuce",
+    "ReMax",
     "SLiC",
     "SimPO",
     "Sum",

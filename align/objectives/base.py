@@ -8,7 +8,7 @@ nothing but the policy carries gradient, and what the class did not declare is N
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import BaseModel, model_validator
 from torch import Tensor
@@ -43,7 +43,8 @@ class Formula(
     @classmethod
     def _no_boolean_for_a_number(cls, node: Any) -> Any:
         for key, field in cls.model_fields.items():
-            if field.annotation is float and _holds_boolean(node, key):
+            kinds = (field.annotation, *get_args(field.annotation))
+            if float in kinds and _holds_boolean(node, key):
                 raise ValueError(f"`{key}` is a boolean, but must be a number")
         return node
 

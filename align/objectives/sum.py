@@ -20,10 +20,11 @@ from pydantic import (
     PlainValidator,
     SerializationInfo,
     TypeAdapter,
+    field_validator,
 )
 from torch import Tensor
 
-from align.objectives.base import Objective, detached
+from align.objectives.base import Formula, Objective, detached
 from align.objectives.coupled import Carried, Coupled
 from align.types import ObjectiveOutput, PairInputs
 from align.unions import Named
@@ -38,6 +39,13 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     objective: Annotated[Objective, Named("objective")] = Field(
         description="A formula of its own, such as {name: dpo, beta: 0.1}."
     )
+
+    @field_validator("objective", mode="after")
+    @classmethod
+    def _over_pairs(cls, objective: Formula) -> Formula:
+        if not isinstance(objective, Objective):
+            raise ValueError(f"`{objective.name}` is a loss over groups; a sum is one over pairs")
+        return objective
 
 
 def _terms(given: Any) -> tuple[Part, ...]:

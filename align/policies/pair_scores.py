@@ -172,10 +172,8 @@ class _Scoring:
 
     def _cut(self, token_budget: int) -> list[list[int]]:
         waiting = self._waiting
-        chosen, rejected = (
-            [side[p] for p in waiting] for side in (self._rows.chosen, self._rows.rejected)
-        )
-        passes = self._backend.cut(chosen, rejected, token_budget)
+        units = [(self._rows.chosen[p], self._rows.rejected[p]) for p in waiting]
+        passes = self._backend.cut(units, token_budget)
         return [[waiting[p] for p in pairs] for pairs in passes]
 
     def _lay_out(self, pairs: Sequence[int]) -> Pack:

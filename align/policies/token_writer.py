@@ -188,7 +188,7 @@ class InProcessWriter(LocalTokens):
         if self._backend is None:
             add_edge_head(self._loaded.plain)
             few = sorted(rows, key=len)[:PROBED]
-            self._backend = choose_backend(self.model, few, few[::-1]).backend
+            self._backend = choose_backend(self.model, [*few, *few[::-1]]).backend
         if self._backend is PADDED:
             return score_rows(self.model, rows, batch_size=self.rows)
         pack = self._backend.lay_out(rows).to(self.model.device)

@@ -27,7 +27,7 @@ def cut_pair(tokenized: TokenizedPair, policy: RowPolicy, bos: int | None) -> To
     limit = policy.max_length
     if limit is not None and len(prompt_ids) + longest > limit:
         if policy.on_too_long == "cut_prompt":
-            prompt_ids = _cut_prompt(prompt_ids, limit - longest, bos)
+            prompt_ids = cut_prompt(prompt_ids, limit - longest, bos)
             notes.add("cut_prompt")
         elif policy.on_too_long == "cut_completion":
             room = limit - len(prompt_ids)
@@ -57,7 +57,12 @@ def cut_pair(tokenized: TokenizedPair, policy: RowPolicy, bos: int | None) -> To
     )
 
 
-def _cut_prompt(prompt_ids: list[int], room: int, bos: int | None) -> list[int]:
+def cut_prompt(prompt_ids: list[int], room: int, bos: int | None) -> list[int]:
+    """The last `room` ids of a prompt, its beginning-of-sequence token among them.
+
+    Raises:
+        RowProblem: `too_long`.
+    """
     kept = prompt_ids[:1] if bos is not None and prompt_ids[:1] == [bos] else []
     if room <= len(kept):
         raise RowProblem(

@@ -70,9 +70,11 @@ def to_dataset(rows: Sequence[TokenizedPair]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def scored_columns(dataset: datasets.Dataset) -> tuple[str, ...]:
-    """What determines a policy's scores of the rows."""
-    return (*SCORED_COLUMNS, *((PIXELS,) if PIXELS in dataset.column_names else ()))
+def scored_columns(
+    dataset: datasets.Dataset, ids: Sequence[str] = SCORED_COLUMNS
+) -> tuple[str, ...]:
+    """What determines a policy's scores of the rows; `ids` names the columns of token ids."""
+    return (*ids, *((PIXELS,) if PIXELS in dataset.column_names else ()))
 
 
 def present_columns(rows: Sequence[TokenizedPair]) -> Counter[str]:

@@ -137,23 +137,42 @@ class Encoder:
         return cut_pair(tokenized, self.policy, bos)
 
     def _of_texts(self, pair: PreferencePair) -> TokenizedPair:
+        sides = {"chosen": pair.chosen, "rejected": pair.rejected}
+        whole = {at for at in sides if side_ends(pair, at)}
+        prompt_ids, completions, notes = self.encode_sides(pair.prompt, sides, whole)
+        return TokenizedPair(
+            prompt_ids, completions["chosen"], completions["rejected"], pair, notes
+        )
+
+    def encode_sides(
+        self, prompt: Text, sides: Mapping[str, Text], whole: Container[str]
+    ) -> tuple[list[int], dict[str, list[int]], tuple[str, ...]]:
+        """Ids of a prompt and of any number of completions, before any cut.
+
+        Args:
+            prompt: what each completion continues; checked (`align.data.texts`), as they are.
+            sides: the completions, each by what errors call it.
+            whole: names of those that end, and get an end token.
+
+        Returns:
+            Ids of the prompt, those of each completion, and what was done to the row.
+
+        Raises:
+            RowProblem: the row cannot be used.
+            DataError: no such row can be used with this tokenizer.
+        """
         notes: set[str] = set()
         # The mark must be a character that no content of this row holds.
-        held = {c for text in contents(pair) for c in _IN_PRIVATE_USE.findall(text)}
+        texts = contents((prompt, *sides.values()))
+        held = {c for text in texts for c in _IN_PRIVATE_USE.findall(text)}
         mark = next((c for c in _PRIVATE_USE if c not in held), "")
         if not mark:
             raise RowProblem("bad_unicode", "prompt", "every private-use character is in use")
-        prompt = self._marked(pair.prompt, "prompt", mark, notes)
-        sides = {
-            at: self._marked(side, at, mark, notes)
-            for at, side in (("chosen", pair.chosen), ("rejected", pair.rejected))
-        }
-        encode = self._encode_chat if pair.is_conversational else self._encode_plain
-        whole = {at for at in sides if side_ends(pair, at)}
-        prompt_ids, completions = encode(prompt, sides, whole, mark, notes)
-        return TokenizedPair(
-            prompt_ids, completions["chosen"], completions["rejected"], pair, tuple(sorted(notes))
-        )
+        marked = {at: self._marked(side, at, mark, notes) for at, side in sides.items()}
+        encode = self._encode_plain if isinstance(prompt, str) else self._encode_chat
+        prompt = self._marked(prompt, "prompt", mark, notes)
+        prompt_ids, completions = encode(prompt, marked, whole, mark, notes)
+        return prompt_ids, completions, tuple(sorted(notes))
 
     def _marked(self, text: Text, at: str, mark: str, notes: set[str]) -> Text:
         return text if self._keeps_control else self._control.marked(text, at, mark, notes)

@@ -29,11 +29,13 @@ TOOLS, ARGUMENTS = "tools", "chat_template_kwargs"
 PLAIN_KEYS = frozenset({"role", "content"})
 
 
-def needs_template(row: Mapping[str, Any]) -> bool:
-    """Whether a row with `prompt`, `chosen` and `rejected` holds what plain records do not."""
+def needs_template(
+    row: Mapping[str, Any], columns: Iterable[str] = ("prompt", "chosen", "rejected")
+) -> bool:
+    """Whether a row holds in its columns of messages what plain records do not."""
     if row.get(TOOLS) or row.get(ARGUMENTS):
         return True
-    for column in ("prompt", "chosen", "rejected"):
+    for column in columns:
         messages = row.get(column)
         if not isinstance(messages, list) or not all(isinstance(m, Mapping) for m in messages):
             continue
@@ -77,13 +79,16 @@ def encode_rendered(
     for number, row in rows:
         try:
             if policy.on_control_tokens != "keep":
-                _refuse_control(row, encoder.spelling)
-            prompt_ids, sides, notes = _ids(row, template, texts, encoder.control_ids)
+                refuse_control(row, ("prompt", "chosen", "rejected"), encoder.spelling)
+            sides = {at: row[at] for at in ("chosen", "rejected")}
+            prompt_ids, ids, notes = rendered_ids(row, sides, template, texts, encoder.control_ids)
             # The record is of the messages' JSON, which names the row; its ids are those above.
             spelled = tuple(json.dumps(row[name]) for name in ("prompt", "chosen", "rejected"))
             rest = {key: value for key, value in row.items() if key not in (TOOLS, ARGUMENTS)}
             pair = pair_of_row(rest, spelled, reading, source, number)  # type: ignore[arg-type]
-            made.append(encoder.cut(TokenizedPair(prompt_ids, *sides, pair, notes)))
+            made.append(
+                encoder.cut(TokenizedPair(prompt_ids, ids["chosen"], ids["rejected"], pair, notes))
+            )
         except RowProblem as problem:
             dropped = DroppedRow.of(problem, source, number)
             policy.obey(dropped)
@@ -95,9 +100,25 @@ def encode_rendered(
     return made, report
 
 
-def _ids(
-    row: Mapping[str, Any], template: ChatTemplate, texts: TextIds, control: frozenset[int]
-) -> tuple[list[int], tuple[list[int], list[int]], tuple[str, ...]]:
+def rendered_ids(
+    row: Mapping[str, Any],
+    sides: Mapping[str, Sequence[Mapping[str, Any]]],
+    template: ChatTemplate,
+    texts: TextIds,
+    control: frozenset[int],
+) -> tuple[list[int], dict[str, list[int]], tuple[str, ...]]:
+    """Ids of a row's prompt and of its completions, as the template renders them.
+
+    Args:
+        row: with `prompt`, and tools or arguments of the template's own where it has them.
+        sides: the messages of each completion, by what errors call it.
+        template: of the tokenizer.
+        texts: its ids.
+        control: its control tokens.
+
+    Returns:
+        As `Encoder.encode_sides`.
+    """
     tools = row.get(TOOLS)
     options = {
         "tools": json.loads(tools) if isinstance(tools, str) else tools or None,
@@ -105,23 +126,23 @@ def _ids(
     }
     prompt = [_present(message) for message in row["prompt"]]
     prompt_ids = texts.ids(template.rendered(prompt, "generation", **options))
-    whole: list[list[int]] = []
-    for at in ("chosen", "rejected"):
-        turns = [_present(message) for message in row[at]]
-        whole.append(texts.ids(template.rendered([*prompt, *turns], "conversation", **options)))
+    whole: dict[str, list[int]] = {}
+    for at, messages in sides.items():
+        turns = [_present(message) for message in messages]
+        whole[at] = texts.ids(template.rendered([*prompt, *turns], "conversation", **options))
     # Some templates write the end of the prompt in another way once it is answered.
-    shared = min(_common(prompt_ids, ids) for ids in whole)
+    shared = min(_common(prompt_ids, ids) for ids in whole.values())
     notes = () if shared == len(prompt_ids) else ("prompt_diverges",)
-    sides: list[list[int]] = []
-    for at, ids in zip(("chosen", "rejected"), whole, strict=True):
+    completions: dict[str, list[int]] = {}
+    for at, ids in whole.items():
         completion = ids[shared:]
         ends = [n for n, i in enumerate(completion) if i in control]
         if not ends:
             raise RowProblem(
                 "template_mismatch", at, "the chat template writes no end token behind it"
             )
-        sides.append(completion[: ends[-1] + 1])
-    return prompt_ids[:shared], (sides[0], sides[1]), notes
+        completions[at] = completion[: ends[-1] + 1]
+    return prompt_ids[:shared], completions, notes
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
@@ -134,8 +155,9 @@ def _present(message: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if value is not None}
 
 
-def _refuse_control(row: Mapping[str, Any], spelling: Any) -> None:
-    for at in ("prompt", "chosen", "rejected"):
+def refuse_control(row: Mapping[str, Any], columns: Iterable[str], spelling: Any) -> None:
+    """Raise where a message of one of the columns spells a control token."""
+    for at in columns:
         for i, message in enumerate(row[at]):
             content = message.get("content")
             if isinstance(content, str) and (found := spelling.search(content)):

@@ -29,9 +29,9 @@ def with_sides(pair: PreferencePair, chosen: str, rejected: str) -> PreferencePa
     )
 
 
-def contents(pair: PreferencePair) -> Iterable[str]:
-    """Every text of `pair`, message by message."""
-    for text in (pair.prompt, pair.chosen, pair.rejected):
+def contents(texts: Iterable[Text]) -> Iterable[str]:
+    """What texts say, message by message."""
+    for text in texts:
         if isinstance(text, str):
             yield text
         else:

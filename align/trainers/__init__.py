@@ -1,6 +1,8 @@
-"""Trainers, drop-in where `trl.DPOTrainer` stands; the only room that imports trl."""
+"""Trainers, drop-in where TRL's of the same name stand; the only room that imports trl."""
 
 from align.trainers.config import PreferenceConfig
+from align.trainers.groups import GroupConfig, GroupTrainer
+from align.trainers.kto import KTOConfig, KTOTrainer
 from align.trainers.named import (
     APOConfig,
     APOTrainer,
@@ -125,12 +127,16 @@ __all__ = [
     "DiscoPOPTrainer",
     "EXOConfig",
     "EXOTrainer",
+    "GroupConfig",
+    "GroupTrainer",
     "HingeConfig",
     "HingeTrainer",
     "INPOConfig",
     "INPOTrainer",
     "IPOConfig",
     "IPOTrainer",
+    "KTOConfig",
+    "KTOTrainer",
     "LDDPOConfig",
     "LDDPOTrainer",
     "NCAConfig",

@@ -34,11 +34,11 @@ class BadNumbers(RowPreparation):
         finite = loss.isfinite()
         if bool(finite.all()):
             return
-        names = [self._row_name(i) for i in row_index[~finite].tolist()]
+        names = [self._row_name(i) for i in row_index[~finite].unique().tolist()]
         raise NumericalError(
-            f"Step {self.state.global_step + 1}: the loss of {len(names)} pair(s) is infinite or "
-            f"not a number: {', '.join(names[:8])}. The optimizer step was not taken. Look at "
-            "these rows, and at the learning rate and precision."
+            f"Step {self.state.global_step + 1}: the loss of {len(names)} {self.kind.noun}(s) is "
+            f"infinite or not a number: {', '.join(names[:8])}. The optimizer step was not taken. "
+            "Look at these rows, and at the learning rate and precision."
         )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -48,8 +48,10 @@ class BadNumbers(RowPreparation):
             return grad_norm
         value = float(grad_norm)
         if value == 0.0 and not bool(self._is_asked):
-            # Clipped pairs, or ties of a policy that finds neither side better yet.
-            logger.info("Step %d: no pair asks for a change.", self.state.global_step + 1)
+            # Clipped rows, or ties of a policy that finds neither side better yet.
+            logger.info(
+                "Step %d: no %s asks for a change.", self.state.global_step + 1, self.kind.noun
+            )
             return grad_norm
         if value == 0.0:
             what = "exactly 0"

@@ -15,17 +15,17 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from align.forest import Choice, Pack
 from align.forest.attention import attending
 from align.forest.model import EdgeOutput, read_pack
-from align.objectives import Objective
 from align.reference import Identity
 from align.trainers.guards import StopOnSignal
 from align.trainers.metrics import SumsOverCounts
-from align.types import Logps, Pair
+from align.trainers.row_kind import RowKind
 
 
 class TrainerBase(DPOTrainer):
     """`trl.DPOTrainer` with our forward pass.
 
     Attributes:
+        kind: what a row of the data is.
         objective: the loss.
         identities: who the scored roles are, by role.
         backend: how log-probs are computed, and why so.
@@ -38,10 +38,12 @@ class TrainerBase(DPOTrainer):
     eval_dataset: Any
     data_collator: Any
 
-    objective: Objective
+    kind: RowKind[Any]
+    objective: Any
     identities: dict[str, Identity]
     backend: Choice
 
+    _layout: Any
     _sources: dict[str, Any]
     _start: Identity
     _optional_columns: set[str]
@@ -55,9 +57,14 @@ class TrainerBase(DPOTrainer):
     _computed_here: int
     _signal: StopOnSignal
 
+    @property
+    def scored_kind(self) -> RowKind[Any]:
+        """What a row is to the roles: all of it that they are asked about."""
+        return self.kind
+
     def _logps(
         self, model: Any, part: Mapping[str, Any], *, statistics: bool = False
-    ) -> tuple[Pair[Logps], EdgeOutput]:
+    ) -> tuple[Any, EdgeOutput]:
         """The one seam through which log-probs are computed: a pack in, edges out.
 
         The backward pass of a checkpointed model attends again, so whoever calls `backward` also
@@ -77,7 +84,8 @@ class TrainerBase(DPOTrainer):
                 router_logits=router_logits,
                 pictures=part.get("pictures"),
             )
-        return sides(pack, output.logps), output
+        assert output.logps is not None
+        return self.kind.logps(pack, output.logps), output
 
     def _checkpointing_only_with_grad(self) -> Any:
         # Reentrant checkpointing warns, needlessly, when it runs without gradient.
@@ -89,10 +97,3 @@ class TrainerBase(DPOTrainer):
         if isinstance(data, Pack):
             return data.to(self.args.device)
         return super()._prepare_input(data)
-
-
-def sides(pack: Pack, edge: Any) -> Pair[Logps]:
-    """Values at a pack's edges, [E], as those of its chosen rows and of its rejected rows."""
-    pairs = len(pack.lengths) // 2
-    edge = edge.to(pack.index.device)
-    return Pair(pack.rows(0, pairs, edge), pack.rows(pairs, 2 * pairs, edge))

@@ -30,7 +30,7 @@ class BudgetSearch(TrainerBase):
 
         Raises:
             RecipeError: `auto` where weights are sharded.
-            MachineError: not even the longest pair fits.
+            MachineError: not even the longest row fits.
         """
         if self.args.token_budget != "auto":
             return self.args.token_budget
@@ -44,13 +44,7 @@ class BudgetSearch(TrainerBase):
                 "token_budget: auto looks for the longest rows, and a stream does not know "
                 "its own. Set a number of tokens."
             )
-        columns: list[Any] = [
-            self.train_dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")
-        ]
-        length = [
-            2 * len(prompt) + len(chosen) + len(rejected)
-            for prompt, chosen, rejected in zip(*columns, strict=True)
-        ]
+        length = [self.kind.tokens(row) for row in self.kind.id_rows(self.train_dataset)]
         longest = sorted(range(len(length)), key=lambda i: -length[i])
         rows = [self.train_dataset[i] for i in longest[: self.args.per_device_train_batch_size]]
         smallest, largest = (_most_tokens(self.data_collator(some)) for some in (rows[:1], rows))
@@ -69,9 +63,9 @@ class BudgetSearch(TrainerBase):
             found = int(everywhere.min()) or None
         if found is None:
             raise MachineError(
-                f"token_budget: auto: the longest pair ({smallest} tokens) does not fit into the "
-                f"{free / 2**30:.1f} GiB that are free. Lower data.max_length, train an adapter, "
-                "or switch gradient_checkpointing on."
+                f"token_budget: auto: the longest {self.kind.noun} ({smallest} tokens) does not "
+                f"fit into the {free / 2**30:.1f} GiB that are free. Lower data.max_length, train "
+                "an adapter, or switch gradient_checkpointing on."
             )
         logger.info("token_budget: auto is %d tokens here.", found)
         return found
@@ -100,7 +94,8 @@ class BudgetSearch(TrainerBase):
             model.train()
             with attending(model, part["pack"].implementation):
                 policy, _ = self._logps(model, part)
-                (policy.chosen.total() - policy.rejected.total()).sum().backward()
+                totals = [side.total().sum() for side in self.kind.sides(policy)]
+                torch.stack(totals).sum().backward()
         finally:
             if checkpointing:
                 model.gradient_checkpointing_disable()

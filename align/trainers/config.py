@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from datasets import IterableDataset
+from transformers import TrainingArguments
 from trl.trainer.dpo_config import DPOConfig
 
 from align.errors import RecipeError
@@ -132,8 +133,8 @@ class PreferenceConfig(DPOConfig):
             self.token_budget = int(self.token_budget)
 
 
-def converted(args: DPOConfig, kind: type[Config]) -> Config:
-    """A plain `trl.DPOConfig` as `kind`, with every setting as it stands.
+def converted(args: TrainingArguments, kind: type[Config]) -> Config:
+    """A plain `trl.DPOConfig` or `trl.KTOConfig` as `kind`, with every setting as it stands.
 
     A `kind`'s own settings keep their defaults. The object is not built anew: that would resolve
     once more what `TrainingArguments` has resolved already (precision, devices, lists).

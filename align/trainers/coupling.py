@@ -2,7 +2,7 @@
 """What an objective is told of its whole step, whatever the forward passes and the ranks.
 
 A step of one forward pass on one process is measured by that pass itself. Any other step is
-measured beforehand, by one more pass over its pairs without gradient and without dropout.
+measured beforehand, by one more pass over its rows without gradient and without dropout.
 An evaluation is one step over all of its rows, so it is passed through twice.
 """
 
@@ -16,32 +16,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.objectives.coupled import Carried, Coupled
+from align.objectives.coupled import Carried, Coupled, CoupledGroups
 from align.trainers.bad_numbers import BadNumbers
 from align.trainers.checkpoints import Checkpointing
-from align.types import PairInputs
+
+AnyCoupled = Coupled | CoupledGroups
 
 
 @dataclass(frozen=True, eq=False)
 class Shares:
-    """What every pair of a step was given.
+    """What every loss of a step was given.
 
     Attributes:
-        row_index: [S] int64, ascending.
-        given: [S, G] float64, of these rows.
+        row_index: [S] int64, ascending; a row of several losses stands there as often.
+        given: [S, G] float64, of these losses, a row's in its own order.
     """
 
     row_index: Tensor
     given: Tensor
 
-    def of(self, row_index: Tensor) -> Tensor:
-        """[B, G], of the rows with these indices.
+    def of(self, row_index: Tensor, sizes: Tensor) -> Tensor:
+        """[N, G], of the losses of the rows with these indices [b] and sizes [b].
 
         A row that is not of this step counts for nothing: accelerate repeated it to fill a batch of
         another rank. It is given what some other row was.
         """
-        place = torch.searchsorted(self.row_index, row_index)
+        first = torch.searchsorted(self.row_index, row_index)
+        place = first.repeat_interleave(sizes) + numbered_within(sizes)
         return self.given[place.clamp(max=len(self.row_index) - 1)]
+
+
+def numbered_within(sizes: Tensor) -> Tensor:
+    """[N]: the number of each loss within its row, from 0, for rows of these sizes [b]."""
+    begins = sizes.cumsum(0) - sizes
+    return torch.arange(int(sizes.sum()), device=sizes.device) - begins.repeat_interleave(sizes)
 
 
 class Coupling(BadNumbers, Checkpointing):
@@ -50,9 +58,18 @@ class Coupling(BadNumbers, Checkpointing):
     _shares: Shares | None = None
     _carried: Carried = MappingProxyType({})
 
-    def _pair_inputs_of(self, model: Any, part: Mapping[str, Any]) -> PairInputs:
-        """What the objective reads of a part, by a forward pass."""
+    def _measured_inputs(self, model: Any, part: Mapping[str, Any]) -> Any:
+        """What a coupled objective measures in one of `_measured_parts`, by a forward pass."""
         raise NotImplementedError
+
+    def _measured_parts(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The passes over a batch in which its rows are measured."""
+        return batch["parts"]
+
+    @property
+    def _pass_measures_itself(self) -> bool:
+        """Whether a step of one pass needs no other one to be measured."""
+        return True
 
     def _as_many_as_the_others(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Parts without weight on top, where every rank must run the same number of passes."""
@@ -65,18 +82,19 @@ class Coupling(BadNumbers, Checkpointing):
         parts: list[dict[str, Any]] = [
             part | ({"counts": batch["counts"][part["place"]]} if "counts" in batch else {})
             for batch in batches
-            for part in batch["parts"]
+            for part in self._measured_parts(batch)
         ]
         if coupled is None or not parts:
             return
-        if len(parts) > 1 or self.accelerator.num_processes > 1:
+        several = len(parts) > 1 or self.accelerator.num_processes > 1
+        if several or not self._pass_measures_itself:
             rows = self._measured(coupled, self._as_many_as_the_others(parts))
             index, measured = self._of_all_ranks(rows)
             given, self._carried = coupled.couple(measured, self._carried)
             self._shares = Shares(index, given)
 
-    def _with_coupling(self, read: PairInputs, part: Mapping[str, Any]) -> PairInputs:
-        """What a pass read, with what its pairs were given of the step."""
+    def _with_coupling(self, read: Any, part: Mapping[str, Any]) -> Any:
+        """What a pass read, with what its rows were given of the step."""
         coupled = _coupled(self.objective)
         if coupled is None:
             return read
@@ -84,7 +102,7 @@ class Coupling(BadNumbers, Checkpointing):
             index, measured = self._of_all_ranks(self._rows(coupled, read, part))
             given, self._carried = coupled.couple(measured, self._carried)
             self._shares = Shares(index, given)
-        return replace(read, coupling=self._shares.of(part["row_index"]))
+        return replace(read, coupling=self._shares.of(part["row_index"], part["sizes"]))
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`; a coupled objective is told of all rows first."""
@@ -92,15 +110,17 @@ class Coupling(BadNumbers, Checkpointing):
         if coupled is None:
             return super().evaluation_loop(dataloader, *args, **kwargs)
         parts = (
-            part for batch in dataloader for part in self._as_many_as_the_others(batch["parts"])
+            part
+            for batch in dataloader
+            for part in self._as_many_as_the_others(self._measured_parts(batch))
         )
         index, measured = self._of_all_ranks(self._measured(coupled, parts))
         self._shares = Shares(index, coupled.couple_held_out(measured, self._carried))
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
     @torch.no_grad()
-    def _measured(self, coupled: Coupled, parts: Iterable[Mapping[str, Any]]) -> Tensor:
-        """[n, 2 + K] float64: row index, count and measures of each pair here.
+    def _measured(self, coupled: AnyCoupled, parts: Iterable[Mapping[str, Any]]) -> Tensor:
+        """[n, 3 + K] float64: row index, number in its row, count and measures of each loss here.
 
         Without dropout, so that it draws nothing from the generators that the step draws from.
         """
@@ -113,32 +133,35 @@ class Coupling(BadNumbers, Checkpointing):
             found: list[Tensor] = []
             for part in parts:
                 prepared: Any = self._prepare_inputs(dict(part))
-                found.append(self._rows(coupled, self._pair_inputs_of(model, prepared), prepared))
+                found.append(self._rows(coupled, self._measured_inputs(model, prepared), prepared))
         finally:
             model.train(was_training)
         return torch.cat(found)
 
-    def _rows(self, coupled: Coupled, read: PairInputs, part: Mapping[str, Any]) -> Tensor:
+    def _rows(self, coupled: AnyCoupled, read: Any, part: Mapping[str, Any]) -> Tensor:
         measured = coupled.measured(read).double()
-        # A number that is not finite would spoil the statistic, and with it every other pair.
-        self._stop_on_bad_loss(measured.sum(dim=1), part["row_index"])
-        index = part["row_index"].double()
-        counts = part.get("counts", torch.ones_like(index)).to(index)
-        return torch.cat([index[:, None], counts[:, None], measured], dim=1)
+        sizes: Tensor = part["sizes"]
+        index = part["row_index"].repeat_interleave(sizes)
+        # A number that is not finite would spoil the statistic, and with it every other row.
+        self._stop_on_bad_loss(measured.sum(dim=1), index)
+        counts = part.get("counts", torch.ones_like(sizes)).repeat_interleave(sizes)
+        places = [index, numbered_within(sizes), counts]
+        return torch.cat([place.to(measured)[:, None] for place in places] + [measured], dim=1)
 
     def _of_all_ranks(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Row index [S], ascending, and measures [S, K] of all ranks' pairs, each of them once."""
+        """Row index [S], ascending, and measures [S, K] of all ranks' losses, each of them once."""
         if self.accelerator.num_processes > 1:
             # What it pads with has the count 0.
             padded: Any = self.accelerator.pad_across_processes(rows.contiguous())
             gathered: Any = self.accelerator.gather(padded)
             rows = gathered
-        rows = rows[rows[:, 1] > 0]
-        rows = rows[rows[:, 0].argsort(stable=True)]
+        rows = rows[rows[:, 2] > 0]
+        for column in (1, 0):
+            rows = rows[rows[:, column].argsort(stable=True)]
         first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        first[1:] = rows[1:, 0] != rows[:-1, 0]
+        first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(dim=1)
         rows = rows[first]
-        return rows[:, 0].long(), rows[:, 2:]
+        return rows[:, 0].long(), rows[:, 3:]
 
     def _kept(self) -> dict[str, Any]:
         return super()._kept() | {"carried": dict(self._carried)}
@@ -149,5 +172,6 @@ class Coupling(BadNumbers, Checkpointing):
         self._carried = dict(kept.get("carried", {}))
 
 
-def _coupled(objective: Any) -> Coupled | None:
-    return objective if isinstance(objective, Coupled) and objective.couples else None
+def _coupled(objective: Any) -> AnyCoupled | None:
+    known = isinstance(objective, (Coupled, CoupledGroups))
+    return objective if known and objective.couples else None

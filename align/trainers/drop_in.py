@@ -50,7 +50,7 @@ class LossSwitches(PreferenceTrainer):
                 f"{both[0]} is DPO's own setting and {switched[0]} is TRL's choice of another "
                 "loss; only one of the two can be meant. Take one out."
             )
-        return objective_from(objective_node(args))
+        return objective_from(objective_node(args), Objective)
 
     def _role_sources(
         self, roles: Mapping[str, RoleSource] | None, ref_model: PreTrainedModel | None

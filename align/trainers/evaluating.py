@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import Trainer
 from transformers.trainer_utils import EvalPrediction
 
-from align.reference import score_columns
 from align.trainers.config import refuse_precomputed_streams
 from align.trainers.live import LiveRoles
 from align.trainers.metrics import SeenOnce, SumsOverCounts
@@ -44,7 +43,7 @@ class Evaluating(RowPreparation, LiveRoles, Records):
                 # Each part's rows are gathered, which all ranks have to do equally often.
                 parts = self._evened(parts)
             for part in parts:
-                share = part["row_index"].numel() / prepared["row_index"].numel()
+                share = part["sizes"].sum() / prepared["sizes"].sum()
                 loss += self.compute_loss(model, part).detach() * share
         return loss, None, None
 
@@ -64,7 +63,7 @@ class Evaluating(RowPreparation, LiveRoles, Records):
         self._eval_sums, self._eval_seen = SumsOverCounts(), SeenOnce(self.accelerator)
         self._eval_rewards = []
         output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        exact = self._eval_sums.means()
+        exact = self.kind.derived(self._eval_sums.means())
         exact["num_tokens"] = self._tokens_read()[0]
         if self.compute_metrics is not None and not self.args.prediction_loss_only:
             rewards = torch.cat(self._eval_rewards).cpu().numpy()
@@ -110,6 +109,6 @@ class Evaluating(RowPreparation, LiveRoles, Records):
             dataset = self._prepare_dataset(
                 hidden_images(dataset), self.processing_class, self.args, name
             )
-        if any(score_columns(role)[0] not in dataset.column_names for role in self._sources):
+        if any(self.kind.scores.of(role)[0] not in dataset.column_names for role in self._sources):
             dataset = self._with_roles(dataset)
         return dataset

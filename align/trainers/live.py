@@ -12,26 +12,30 @@ from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
-from torch import Tensor
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from align.errors import RecipeError
 from align.forest.head import edge_logps
 from align.forest.model import add_edge_head
-from align.reference import START, score_columns
+from align.reference import START
 from align.trainers.head import trl_edge_logps
+from align.trainers.row_kind import RowKind
 from align.trainers.scoring import RoleScoring
-from align.types import Logps, Pair
 
 
 class LiveRoles(RoleScoring):
     """The part of the trainer that asks a role for the batch in hand."""
 
-    def _frozen_logps(self, part: Mapping[str, Any]) -> dict[str, Pair[Logps]]:
-        """Each role's log-probs of a part whose rows do not carry them."""
-        found: dict[str, Pair[Logps]] = {}
+    def _frozen_logps(self, part: Mapping[str, Any], kind: RowKind[Any]) -> dict[str, Any]:
+        """Each role's log-probs of a part whose rows do not carry them.
+
+        Args:
+            part: of a batch.
+            kind: what its rows were read as.
+        """
+        found: dict[str, Any] = {}
         for role in self._sources:
-            if score_columns(role)[0] in part:
+            if kind.scores.of(role)[0] in part:
                 continue
             with self._answering(role) as model:
                 was_training = model.training
@@ -65,16 +69,14 @@ class LiveRoles(RoleScoring):
                 self._live[role] = self._ready(model)
         yield self._live[role]
 
-    def compute_ref_log_probs(self, model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Summed log-probs of a batch's completions under the reference, as TRL gives them.
+    def _of_reference(self, model: Any, inputs: Mapping[str, Any], name: str) -> Iterator[Any]:
+        """Each pass of a batch with its log-probs under a frozen model.
 
         Args:
-            model: a frozen model; the policy itself stands for the reference as it was before
-                training where an adapter is trained, as in TRL.
+            model: the policy itself stands for the reference as it was before training where an
+                adapter is trained, as in TRL.
             inputs: a batch of this trainer's own collator.
-
-        Returns:
-            chosen [B] and rejected [B], in nats.
+            name: of the list of passes in it.
 
         Raises:
             RecipeError: the batch is another collator's, or `ld_alpha` is set.
@@ -92,24 +94,18 @@ class LiveRoles(RoleScoring):
         prepared: Any = self._prepare_inputs(dict(inputs))
         asked = self.accelerator.unwrap_model(model)
         of_adapter = asked is self.model and is_peft_model(self.model)
-        places: list[Tensor] = []
-        found: list[Tensor] = []
         with self._as_before(asked) if of_adapter else contextlib.nullcontext(asked) as frozen:
             if not of_adapter and asked is not self.model:
                 self._ready(frozen)
             was_training = frozen.training
             frozen.eval()
             try:
-                with torch.no_grad():
-                    for part in prepared["parts"]:
+                for part in prepared[name]:
+                    with torch.no_grad():
                         logps, _ = self._logps(frozen, part)
-                        sums = [side.total() for side in (logps.chosen, logps.rejected)]
-                        found.append(torch.stack(sums, dim=1))
-                        places.append(part["place"])
+                    yield part, logps
             finally:
                 frozen.train(was_training)
-        chosen, rejected = torch.cat(found)[torch.cat(places).argsort()].unbind(dim=1)
-        return chosen, rejected
 
     def _as_before(self, model: Any) -> contextlib.AbstractContextManager[Any]:
         if self.state.global_step == 0:

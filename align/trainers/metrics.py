@@ -12,71 +12,23 @@ from torch import Tensor
 
 from align.forest import Pack
 from align.forest.model import EdgeOutput
-from align.types import Logps, ObjectiveOutput, Pair
 
 # Per row and metric: what is added up, and how much it counts for.
 RowValues = Mapping[str, tuple[Tensor, Tensor]]
 
 
-def row_values(
-    result: ObjectiveOutput,
-    policy: Pair[Logps],
-    statistics: Mapping[str, Pair[Tensor]],
-    frozen: Pair[Logps] | None = None,
-) -> RowValues:
-    """Numerator and denominator of each metric for each pair, [B] each, under TRL's names.
-
-    `logratios/chosen` and `logratios/rejected` [nats] are ours: unlike log-probs they start at 0
-    and do not move with the batch.
-
-    Args:
-        result: what the objective said about the pairs.
-        policy: the policy's log-probs.
-        statistics: what `statistics_of` found.
-        frozen: log-probs of the policy that this one is compared with; None leaves its metrics out.
-    """
-    one = torch.ones_like(result.loss.detach())
-    chosen, rejected = result.reward.chosen, result.reward.rejected
-    per_pair = {
-        "loss": result.loss.detach(),
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).double(),
-        "rewards/ties": (chosen == rejected).double(),
-        "logps/chosen": policy.chosen.total().detach(),
-        "logps/rejected": policy.rejected.total().detach(),
-        **result.metrics,
-    }
-    if frozen is not None:
-        for side in ("chosen", "rejected"):
-            ours, theirs = getattr(policy, side), getattr(frozen, side)
-            per_pair[f"logratios/{side}"] = ours.total().detach() - theirs.total()
-    rows: dict[str, tuple[Tensor, Tensor]] = {
-        name: (value, one) for name, value in per_pair.items()
-    }
-    if statistics:
-        tokens = Pair(policy.chosen.lengths(), policy.rejected.lengths())
-        entropy, logits = statistics["entropy"], statistics["mean_logits"]
-        rows["logits/chosen"] = (logits.chosen, tokens.chosen)
-        rows["logits/rejected"] = (logits.rejected, tokens.rejected)
-        rows["entropy"] = (entropy.chosen + entropy.rejected, tokens.chosen + tokens.rejected)
-        rows["mean_token_accuracy"] = (statistics["is_top1"].chosen, tokens.chosen)
-    return rows
-
-
-def statistics_of(pack: Pack, output: EdgeOutput) -> dict[str, Pair[Tensor]]:
-    """Sums over each row's scored tokens, [B] per side.
+def statistics_of(pack: Pack, output: EdgeOutput) -> dict[str, Tensor]:
+    """Sums over each row's scored tokens, [R], in the pack's order.
 
     Returns:
         `entropy` [nats], `mean_logits`, `is_top1`; empty where the pass did not compute them.
     """
-    found: dict[str, Pair[Tensor]] = {}
+    found: dict[str, Tensor] = {}
     for name in ("entropy", "mean_logits", "is_top1"):
         edge = getattr(output, name)
         if edge is not None:
-            rows = pack.rows(0, len(pack.lengths), edge.to(pack.index.device)).token.sum(dim=1)
-            found[name] = Pair(*rows.chunk(2))
+            edge = edge.to(pack.index.device)
+            found[name] = pack.rows(0, len(pack.lengths), edge).token.sum(dim=1)
     return found
 
 

@@ -31,7 +31,7 @@ class Records(TrainerBase):
         """Adds the sums over counts since the last training log."""
         # The last record of a run, with the mean of the whole, takes what no log has shown yet.
         if "loss" in logs or "train_loss" in logs:
-            exact = self._train_sums.means(self.accelerator)
+            exact = self.kind.derived(self._train_sums.means(self.accelerator))
             if self.aux_loss_enabled or "loss" not in logs:
                 exact.pop("loss", None)
             read, computed = self._tokens_read()

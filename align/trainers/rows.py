@@ -4,50 +4,65 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
-from trl.data_utils import extract_prompt
 
-from align.data.formats.pairs import pairs_from_rows
-from align.data.row_policy import RowPolicy
 from align.data.row_report import RowReport
 from align.errors import DataError
-from align.reference import SCORED_COLUMNS
-from align.tokens.dataset import OPTIONAL_COLUMNS, to_dataset
-from align.tokens.encoding import encode_pairs
-from align.tokens.rendered_rows import encode_rendered, needs_template
-from align.tokens.tokenized_pair import TokenizedPair
-from align.tokens.vision.columns import IMAGE_COLUMNS, sides_in
+from align.tokens.vision.columns import IMAGE_COLUMNS
 from align.trainers.base import TrainerBase
-from align.trainers.collator import PAIR_KIND, ROLE_COLUMNS, SCALARS, TOKEN_WEIGHTS
 from align.trainers.config import PreferenceConfig
 
 logger = logging.getLogger(__name__)
 
-# What an objective may ask for beyond log-probs -> the columns that carry it.
-COLUMNS_OF = {
-    "score": ("chosen_score", "rejected_score"),
-    "preference": ("preference",),
-    "token_weight": TOKEN_WEIGHTS,
-    PAIR_KIND: (PAIR_KIND,),
-}
 # The raw columns of rows with pictures, under which TRL would take the rows out of our hands.
 RAW_IMAGES = ("images", "image")
 HIDDEN = "row_"
 # Columns of raw rows that do not stay beside the ids: pictures are read again each time a row is.
-UNSHOWN = (*RAW_IMAGES, "rejected_images", "pair_kind", "row_index", *ROLE_COLUMNS, *IMAGE_COLUMNS)
+UNSHOWN = (*RAW_IMAGES, "rejected_images", "pair_kind", "row_index", *IMAGE_COLUMNS)
 # What comes of `max_length`, which is the user's own choice.
 OF_LENGTH = ("too_long", "equal_after_cut")
 # Streams number their rows from multiples of this on, tables below it.
 STREAM_ROWS = 2**40
-STREAM_COLUMNS = (*SCORED_COLUMNS, *SCALARS, *TOKEN_WEIGHTS)
 
 
 class RowPreparation(TrainerBase):
     """The part of the trainer that takes data sets in and names their rows in messages."""
+
+    def _is_tokenised(self, columns: Collection[str]) -> bool:
+        """Whether rows of these columns bring ids and no texts to check them against."""
+        raise NotImplementedError
+
+    def _tokenised_table(
+        self, dataset: Dataset, processing_class: Any, args: Any, name: str
+    ) -> Dataset:
+        """A table of texts as token ids.
+
+        Raises:
+            DataError: too many rows cannot be used.
+        """
+        raise NotImplementedError
+
+    def _tokenised_row(
+        self, row: Mapping[str, Any], number: int, processing_class: Any, args: Any, name: str
+    ) -> list[dict[str, Any]]:
+        """A stream's row of texts as one row of ids, or none where it cannot be used."""
+        raise NotImplementedError
+
+    def _refuse_without_signal(self, dataset: Dataset, name: str) -> None:
+        """Looks at every row's token ids.
+
+        Raises:
+            DataError: a row has nothing to learn from.
+        """
+        raise NotImplementedError
+
+    def _completed(self, dataset: Dataset, args: Any) -> Dataset:
+        """Tokenised rows with the columns that come of their order."""
+        del args
+        return dataset
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
@@ -65,19 +80,18 @@ class RowPreparation(TrainerBase):
                 "model with its tokenizer is no vision-language model. Use one with a processor of "
                 "pictures, or remove the column."
             )
-        # A pipeline's rows bring ids beside their texts; those are checked against each other.
-        if "prompt_ids" not in columns or "chosen" in columns:
-            dataset = tokenised(dataset, processing_class, args, dataset_name)
-        dataset = dataset.remove_columns(
-            [name for name in ("row_index", *ROLE_COLUMNS) if name in dataset.column_names]
-        )
+        if not self._is_tokenised(columns):
+            dataset = self._tokenised_table(dataset, processing_class, args, dataset_name)
+        ours = ("row_index", *self.scored_kind.role_columns)
+        dataset = dataset.remove_columns([name for name in ours if name in dataset.column_names])
         if len(dataset) == 0:
             raise DataError(f"The {dataset_name} data has no rows.")
+        self._refuse_without_signal(dataset, dataset_name)
+        dataset = self._completed(dataset, args)
         first = self._row_count
         self._row_count += len(dataset)
         self._row_tables.append(dataset)
         index = list(range(first, self._row_count))
-        refuse_rows_without_signal(dataset, dataset_name)
         return concatenate_datasets([dataset, Dataset.from_dict({"row_index": index})], axis=1)
 
     def _prepare_stream(
@@ -93,12 +107,17 @@ class RowPreparation(TrainerBase):
             return stream
         self._streams += 1
         first = self._streams * STREAM_ROWS
-        given = "prompt_ids" in first_row and "chosen" not in first_row
+        given = self._is_tokenised(first_row.keys())
+        known = set(self.kind.read_columns) - set(self.kind.role_columns)
 
         def encoded(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
             row = {column: values[0] for column, values in batch.items()}
-            rows = [row] if given else stream_rows(row, indices[0], processing_class, args, name)
-            columns = [c for c in STREAM_COLUMNS if all(one.get(c) is not None for one in rows)]
+            rows: list[Any] = (
+                [row]
+                if given
+                else self._tokenised_row(row, indices[0], processing_class, args, name)
+            )
+            columns = [c for c in sorted(known) if all(one.get(c) is not None for one in rows)]
             found: dict[str, list[Any]] = {c: [one[c] for one in rows] for c in columns}
             return found | {"row_index": [first + indices[0]] * len(rows)}
 
@@ -111,19 +130,16 @@ class RowPreparation(TrainerBase):
             self._signature_columns = [
                 "row_index",
                 "group_id",
-                *SCORED_COLUMNS,
-                *SCALARS,
-                *TOKEN_WEIGHTS,
-                *ROLE_COLUMNS,
-                PAIR_KIND,
+                *dict.fromkeys((*self.kind.read_columns, *self.scored_kind.read_columns)),
                 *IMAGE_COLUMNS,
             ]
 
     def _check_columns(self) -> None:
         """Refuses a missing column; says once which columns have no influence."""
         columns = set(next(iter(self.train_dataset)))
-        for need in sorted(self.objective.needs & COLUMNS_OF.keys()):
-            if missing := [name for name in COLUMNS_OF[need] if name not in columns]:
+        columns_of = self.kind.columns_of
+        for need in sorted(self.objective.needs & columns_of.keys()):
+            if missing := [name for name in columns_of[need] if name not in columns]:
                 raise DataError(
                     f"Objective {self.objective.name} needs the column(s) {', '.join(missing)}, "
                     "which the training data does not have. It has: "
@@ -132,12 +148,11 @@ class RowPreparation(TrainerBase):
         read = self.objective.needs | self.objective.accepts
         self._optional_columns = {
             name
-            for field, names in COLUMNS_OF.items()
+            for field, names in columns_of.items()
             for name in names
             if field in read and name in columns
         }
-        # Which kind a pair is, is provenance to every objective but one.
-        known = {name for names in COLUMNS_OF.values() for name in names} - {PAIR_KIND}
+        known = {name for names in columns_of.values() for name in names} - self.kind.provenance
         if unread := known & columns - self._optional_columns:
             logger.warning(
                 "Objective %s does not read the column(s) %s; they have no influence on this run.",
@@ -175,81 +190,8 @@ def _has_values(dataset: Dataset, column: str) -> bool:
     return dataset.data.column(column).null_count < dataset.data.num_rows
 
 
-def tokenised(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig, name: str
-) -> Dataset:
-    """Rows in TRL's preference format as token ids, with the checks that a recipe's rows get.
-
-    Their texts stay beside the ids, for callbacks that show them.
-
-    Raises:
-        DataError: too many rows cannot be used.
-    """
-    numbered: Any = enumerate(dataset, start=1)
-    made, report = tokenised_rows(numbered, tokenizer, args, name)
-    _tell(made, report, args, name)
-    columns = to_dataset(made)
-    texts = [
-        column
-        for column in dataset.column_names
-        if column not in {*columns.column_names, *OPTIONAL_COLUMNS, *UNSHOWN}
-    ]
-    kept = dataset.select_columns(texts).select([row.pair.row - 1 for row in made])
-    return concatenate_datasets([columns, kept.flatten_indices()], axis=1) if texts else columns
-
-
-def tokenised_rows(
-    numbered: Iterable[tuple[int, Mapping[str, Any]]],
-    tokenizer: PreTrainedTokenizerBase,
-    args: PreferenceConfig,
-    name: str,
-) -> tuple[list[TokenizedPair], RowReport]:
-    """Token ids of numbered rows, and the report on those that cannot be used.
-
-    Raises:
-        DataError: none can be used.
-    """
-    choices: dict[str, Any] = {
-        "on_too_long": args.on_too_long,
-        "on_control_tokens": args.on_control_tokens,
-    }
-    # How many may be missing is the trainer's to say: TRL leaves over-long rows out too.
-    policy = RowPolicy(max_length=args.max_length, max_dropped=1.0, **choices)
-    rows = list(numbered)
-    if any(needs_template(row) for _, row in rows):
-        with_prompts = (
-            (i, row if row.get("prompt") else extract_prompt(dict(row))) for i, row in rows
-        )
-        return encode_rendered(with_prompts, tokenizer, policy, f"{name} data")
-    in_place = ((f"{name} data", i, row) for i, row in rows)
-    pairs, report = pairs_from_rows(
-        in_place, source=f"The {name} data", format="trl", policy=policy
-    )
-    return encode_pairs(pairs, tokenizer, policy, report), report
-
-
-def stream_rows(
-    row: Mapping[str, Any], index: int, processing_class: Any, args: Any, name: str
-) -> list[dict[str, Any]]:
-    """What a stream's row is trained on: one row of ids, or none where it cannot be used."""
-    try:
-        made, _ = tokenised_rows([(index + 1, row)], processing_class, args, name)
-    except DataError as error:
-        logger.warning("Row %d of the %s data is left out. %s", index, name, error)
-        return []
-    return [
-        {
-            **{column: getattr(one, column) for column in SCORED_COLUMNS},
-            **{column: getattr(one.pair, column) for column in (*SCALARS, *TOKEN_WEIGHTS)},
-        }
-        for one in made
-    ]
-
-
-def _tell(
-    made: Sequence[TokenizedPair], report: RowReport, args: PreferenceConfig, name: str
-) -> None:
-    """Says what became of the rows.
+def tell(report: RowReport, args: PreferenceConfig, name: str, split: int | None) -> None:
+    """Says what became of the rows; `split` is the first that spells control tokens.
 
     Raises:
         DataError: more than `max_dropped` of them are left out, over-long ones not counted.
@@ -266,34 +208,11 @@ def _tell(
         logger.warning("%s data: %s First: %s.", name, report.summary(), report.rows[0])
     else:
         logger.info("%s data: %s", name, report.summary())
-    split = next((row for row in made if "control_tokens_split" in row.notes), None)
     if split is not None:
         logger.warning(
             "Row %d of the %s data spells control tokens of the tokenizer; they are read as "
             "ordinary text. Where a text was rendered with a chat template beforehand, set "
             'on_control_tokens="keep".',
-            split.pair.row,
+            split,
             name,
         )
-
-
-def refuse_rows_without_signal(dataset: Dataset, name: str) -> None:
-    """Looks at every row's token ids.
-
-    Raises:
-        DataError: a prompt or completion is empty, or the two completions are the same.
-    """
-    columns = (dataset[column] for column in SCORED_COLUMNS)
-    differ: Any = [False] * len(dataset)
-    if "degraded" in dataset.column_names:
-        shown = (sides_in(row) for row in dataset.select_columns(list(IMAGE_COLUMNS)))  # type: ignore[arg-type]
-        differ = [chosen != rejected for chosen, rejected in shown]
-    rows = zip(*columns, strict=True)
-    for i, (prompt, chosen, rejected) in enumerate(rows):
-        if not prompt or not chosen or not rejected:
-            raise DataError(f"Row {i} of the {name} data has no prompt or no completion tokens.")
-        if chosen == rejected and not differ[i]:
-            raise DataError(
-                f"Row {i} of the {name} data has the same tokens as chosen and as rejected. It "
-                "has no gradient, but Adam would turn its rounding errors into steps; leave it out."
-            )

@@ -1,5 +1,5 @@
 # pyright: basic
-"""Orders of the pairs that TRL's trainer cannot give: by length, and those of a prompt together."""
+"""Orders of the rows that TRL's trainer cannot give: by length, and those of a prompt together."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class GroupedSampler(Sampler[int]):
                 yield from group
 
 
-class PairSampling(TrainerBase):
-    """The part of the trainer that orders the pairs of an epoch."""
+class RowSampling(TrainerBase):
+    """The part of the trainer that orders the rows of an epoch."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -79,8 +79,7 @@ class PairSampling(TrainerBase):
         if strategy == "group_by_prompt":
             known = "group_id" in dataset.column_names
             # The same question about another picture is another prompt.
-            names = ["group_id"] if known else [*scored_columns(dataset)]
-            names = [name for name in names if name not in ("chosen_ids", "rejected_ids")]
+            names = ["group_id"] if known else [*scored_columns(dataset, self.kind.ids[:1])]
             columns = [dataset[name] for name in names]
             groups: Any = [
                 tuple(tuple(g) if isinstance(g, list) else g for g in row)
@@ -89,10 +88,7 @@ class PairSampling(TrainerBase):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return GroupedSampler(groups, self.args.train_batch_size, seed)
         if strategy == "group_by_length":
-            columns: list[Any] = [
-                dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")
-            ]
-            lengths = [len(p) + max(len(c), len(r)) for p, c, r in zip(*columns, strict=True)]
+            lengths = [self.kind.longest(row) for row in self.kind.id_rows(dataset)]
             return LengthGroupedSampler(batch_size, lengths=lengths)
         given: Any = train_dataset
         return super()._get_train_sampler(given)

@@ -17,14 +17,13 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import get_config_model_id
 
 from align.errors import MachineError, NumericalError, RecipeError
-from align.forest import PADDED, Choice, TokenRow, choose_backend
+from align.forest import PADDED, Choice, choose_backend
 from align.forest.head import edge_logps
 from align.forest.model import add_edge_head
 from align.forest.radix import SHORTEST_SHARED
 from align.policies.quantization import keep_gradients_on_cpu
 from align.progress import progress
 from align.reference import (
-    SCORED_COLUMNS,
     START,
     Identity,
     RoleScores,
@@ -38,7 +37,7 @@ from align.trainers.adapters import as_adapter, on_same_base
 from align.trainers.base import TrainerBase
 from align.trainers.head import trl_edge_logps
 from align.trainers.loading import load_frozen
-from align.types import ROLES, Logps
+from align.types import ROLES
 
 logger = logging.getLogger(__name__)
 
@@ -163,10 +162,11 @@ class RoleScoring(TrainerBase):
         yield frozen
 
     def _with_roles(self, dataset: Dataset) -> Dataset:
-        """The data set with two columns of per-token log-probs for each role."""
+        """The data set with the columns of per-token log-probs of each role."""
         if isinstance(dataset, IterableDataset):
             return dataset
-        rows = rows_digest(dataset, scored_columns(dataset))
+        kind = self.scored_kind
+        rows = rows_digest(dataset, scored_columns(dataset, kind.ids))
         for role, source in self._sources.items():
             if role in self._live:
                 continue
@@ -176,12 +176,13 @@ class RoleScoring(TrainerBase):
                         f"roles.{role} is not the policy it was when training began; start anew."
                     )
                 backend = self.backend.backend.name
-                scores = RoleScores(cache_root() / "roles", identity, rows, backend)
+                root = cache_root() / "roles"
+                scores = RoleScores(root, identity, rows, backend, kind.scores)
                 columns = scores.load(role)
                 if columns is None:
-                    chosen, rejected = self._score(role, model, dataset)
+                    found = self._score(role, model, dataset)
                     if self.accelerator.is_main_process:
-                        scores.save(chosen, rejected)
+                        scores.save(*found)
                     self.accelerator.wait_for_everyone()
                     columns = scores.load(role)
             if columns is None:
@@ -214,13 +215,9 @@ class RoleScoring(TrainerBase):
                 None,
             )
         else:
-            shortest = self._check_rows()
-            chosen, rejected = (
-                [TokenRow(row["prompt_ids"], row[side]) for row in shortest]
-                for side in ("chosen_ids", "rejected_ids")
-            )
+            rows = self.kind.in_order([self.kind.unit(row) for row in self._check_rows()])
             with self.accelerator.autocast():
-                choice = choose_backend(self.model, chosen, rejected)
+                choice = choose_backend(self.model, rows)
             # One for all ranks: another layout is another number of passes.
             if any(name != choice.backend.name for name in gather_object([choice.backend.name])):
                 choice = Choice(
@@ -236,22 +233,17 @@ class RoleScoring(TrainerBase):
         return "such as dropout outside nn.Dropout; set it to 0 in the model's config"
 
     def _check_rows(self) -> list[dict[str, Any]]:
-        """A few short pairs, with prompts long enough to be shared where there are any."""
+        """A few short rows, with prompts long enough to be shared where there are any."""
         rows: list[Any] = list(self.train_dataset.take(CHECK_AMONG))
-        rows.sort(
-            key=lambda row: (
-                len(row["prompt_ids"]) < SHORTEST_SHARED,
-                sum(len(row[name]) for name in SCORED_COLUMNS),
-            )
-        )
+        rows.sort(key=lambda row: (len(row["prompt_ids"]) < SHORTEST_SHARED, self.kind.read(row)))
         return rows[:CHECK_ROWS]
 
     def _head_on_triton_or_sharded(self) -> bool:
         return self.accelerator.device.type == "cuda" or self.is_deepspeed_enabled
 
     @torch.no_grad()
-    def _score(self, role: str, model: Any, dataset: Dataset) -> tuple[list[Any], list[Any]]:
-        """Per-token log-probs [nats] of every row's chosen and rejected, float32.
+    def _score(self, role: str, model: Any, dataset: Dataset) -> tuple[list[Any], ...]:
+        """Per-token log-probs [nats] of every row, float32, in the columns that `scores` names.
 
         Each rank scores a share of the rows; all ranks return all of them, in the data set's order.
         """
@@ -265,49 +257,44 @@ class RoleScoring(TrainerBase):
             model = model.to(self.accelerator.device)
             score = trl_edge_logps if self._head_on_triton_or_sharded() else edge_logps
             add_edge_head(model.get_base_model() if is_peft_model(model) else model, score)
-        columns: list[Any] = [dataset[name] for name in SCORED_COLUMNS]
+        kind = self.scored_kind
         keys: list[Any] = [
             # Neighbours share a prompt in a forest, and a length where rows are padded.
-            len(prompt) + max(len(chosen), len(rejected))
-            if self.backend.backend is PADDED
-            else list(prompt)
-            for prompt, chosen, rejected in zip(*columns, strict=True)
+            kind.longest(row) if self.backend.backend is PADDED else list(row["prompt_ids"])
+            for row in kind.id_rows(dataset)
         ]
         order = sorted(range(len(keys)), key=lambda i: (keys[i], i))
         share = order[self.accelerator.process_index :: self.accelerator.num_processes]
         size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
         was_training = model.training
         model.eval()
-        found: list[tuple[int, Any, Any]] = []
+        found: list[tuple[int, tuple[Any, ...]]] = []
         try:
-            with progress(f"score {role}", len(share), "pairs") as advance:
+            with progress(f"score {role}", len(share), f"{kind.noun}s") as advance:
                 for begin in range(0, len(share), size):
                     indices = share[begin : begin + size]
                     rows = [dataset[i] for i in indices]
-                    found += [(indices[at], *sides) for at, *sides in self._scored(model, rows)]
-                    read = sum(len(row[name]) for row in rows for name in SCORED_COLUMNS)
-                    advance(len(rows), tokens=read)
+                    found += [(indices[at], cells) for at, cells in self._scored(model, rows)]
+                    advance(len(rows), tokens=sum(kind.read(row) for row in rows))
         finally:
             model.train(was_training)
         if self.accelerator.num_processes > 1:
             found = gather_object(found)
         found.sort(key=lambda row: row[0])
-        return [row[1] for row in found], [row[2] for row in found]
+        columns = range(len(kind.scores.stored))
+        return tuple([cells[column] for _, cells in found] for column in columns)
 
-    def _scored(self, model: Any, rows: list[Any]) -> Iterator[tuple[int, Any, Any]]:
-        """Place among `rows`, and the log-probs of chosen and rejected, in the passes' order."""
-        batch: Any = self._prepare_inputs(self.data_collator(rows))
-        for part in batch["parts"]:
+    def _scored(self, model: Any, rows: list[Any]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """Place among `rows`, and what is kept of that row, in the passes' order."""
+        kind = self.scored_kind
+        parts: Any = self._prepare_inputs({"parts": self._layout.parts(rows, kind)})
+        for part in parts["parts"]:
             logps, _ = self._logps(model, part)
-            for b, place in enumerate(part["place"].tolist()):
-                chosen, rejected = (
-                    side.token[b][side.mask[b]].float().cpu().numpy()
-                    for side in (logps.chosen, logps.rejected)
-                )
-                yield place, chosen, rejected
+            cells = kind.cells(logps, part["sizes"].tolist())
+            yield from zip(part["place"].tolist(), cells, strict=True)
 
     def _probe(self) -> dict[str, float] | None:
-        """Step 0: a reference that is the start policy must give margin 0 and loss log 2.
+        """Step 0: a reference that is the start policy must differ by 0 and give loss log 2.
 
         The policy is scored twice on the same rows in the same layout, once as the roles were and
         once as the training step does it; a difference is dropout, or a model that changes under
@@ -315,8 +302,8 @@ class RoleScoring(TrainerBase):
         they come from another padding.
 
         Returns:
-            `margin` [nats, largest magnitude] and `loss` [nats]; None when the reference is another
-            policy.
+            What the kind of row says is compared, such as `margin` [nats, largest magnitude], and
+            `loss` [nats]; None when the reference is another policy.
 
         Raises:
             NumericalError: naming which of the two comparisons failed.
@@ -334,32 +321,31 @@ class RoleScoring(TrainerBase):
                 trained, _ = self._logps(self.model.train(), part)
         finally:
             self.model.train(was_training)
-        h = (trained.chosen.total() - frozen.chosen.total()) - (
-            trained.rejected.total() - frozen.rejected.total()
-        )
-        margin, loss = float(h.abs().max()), float(softplus(-h).mean())
-        if not (margin <= PROBE_TOLERANCE and abs(loss - math.log(2)) <= PROBE_TOLERANCE):
+        h = self.kind.gap(trained, frozen)
+        gap, loss = float(h.abs().max()), float(softplus(-h).mean())
+        if not (gap <= PROBE_TOLERANCE and abs(loss - math.log(2)) <= PROBE_TOLERANCE):
             raise NumericalError(
-                "Step 0: policy and reference are the same model, yet the margin on "
-                f"{len(rows)} rows is {margin:.3g} nats (must be 0) and the DPO loss {loss:.7f} "
+                f"Step 0: policy and reference are the same model, yet the {self.kind.compared} on "
+                f"{len(rows)} rows is {gap:.3g} nats (must be 0) and the DPO loss {loss:.7f} "
                 f"(must be log 2 = {math.log(2):.7f}). Something random or stateful is active in "
                 f"the forward pass, {self._randomness()}."
             )
         tolerance = SCORE_TOLERANCE.get(self.model.dtype)
         if self.accelerator.mixed_precision != "no":
             tolerance = None
-        for side in ("chosen", "rejected"):
-            fresh: Logps = getattr(frozen, side)
-            gaps = (part[f"reference_{side}_logps"] - fresh.token)[fresh.mask]
+        stored = self.kind.stored("reference", part, frozen)
+        pairs = zip(self.kind.sides(stored), self.kind.sides(frozen), strict=True)
+        for name, (kept, fresh) in zip(self.kind.scores.stored, pairs, strict=True):
+            gaps = (kept.token - fresh.token)[fresh.mask]
             if tolerance is None:
-                gap, of = float(gaps.square().mean().sqrt()), "a token (RMS)"
+                most_of, of = float(gaps.square().mean().sqrt()), "a token (RMS)"
                 most = SCORE_TOLERANCE_LOW_PRECISION
             else:
-                gap, most, of = float(gaps.abs().max()), tolerance, "on one token"
-            if not gap <= most:
+                most_of, most, of = float(gaps.abs().max()), tolerance, "on one token"
+            if not most_of <= most:
                 raise NumericalError(
-                    f"Step 0: the stored reference log-probs of the {side} completions differ from "
-                    f"the start policy's by {gap:.3g} nats {of} (rounding explains {most:g}). "
+                    f"Step 0: the stored reference log-probs ({name}) differ from the start "
+                    f"policy's by {most_of:.3g} nats {of} (rounding explains {most:g}). "
                     f"Delete {cache_root() / 'roles'} and run again."
                 )
-        return {"margin": margin, "loss": loss}
+        return {self.kind.compared: gap, "loss": loss}

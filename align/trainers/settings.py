@@ -55,7 +55,7 @@ def _rows(trainer: TrainerBase) -> str:
     table = trainer.train_dataset
     if isinstance(table, IterableDataset):
         return "a stream, whose rows are not known"
-    columns = sorted({*scored_columns(table), *trainer._optional_columns})
+    columns = sorted({*scored_columns(table, trainer.scored_kind.ids), *trainer._optional_columns})
     return digest(rows_digest(table, [name]) for name in columns)
 
 

@@ -15,7 +15,7 @@ from align.evaluation import Measurement, Subject
 from align.forest import Backend, TokenRow
 from align.policies.pair_scores import TokenBudget, backend_for, score_pairs
 from align.policies.start import Start
-from align.reference import RoleScores, cache_root, rows_digest, score_columns
+from align.reference import PAIR_SCORES, RoleScores, cache_root, rows_digest
 from align.tokens.dataset import scored_columns, to_dataset
 from align.tokens.tokenized_pair import TokenizedPair
 from align.tokens.vision.columns import sides_of
@@ -155,7 +155,7 @@ class Scoring:
                 f"The start policy's scores were written to {kept.folder} and cannot be read back "
                 "there. Set ALIGN_CACHE to a folder on a disk that works."
             )
-        chosen, rejected = (_logps(columns[name]) for name in score_columns(START))
+        chosen, rejected = (_logps(columns[name]) for name in PAIR_SCORES.of(START))
         return Pair(chosen, rejected)
 
 

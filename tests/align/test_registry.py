@@ -20,14 +20,15 @@ from align.judges.base import JudgeNode
 from align.judges.by import JudgedBy, judge_class
 from align.loops.stage import StageNode
 from align.node import Node
-from align.objectives import AnyObjective, Objective
+from align.objectives import AnyGroupObjective, AnyObjective
+from align.objectives.base import Formula
 from align.stages.judge import Judge
 from align.stages.select import Select
 from align.worlds.base import World
 
 EVERY = [(kind, name) for kind in KINDS for name in BUILT_IN[kind]]
 BASES = {
-    "objective": Objective,
+    "objective": Formula,
     "stage": StageNode,
     "judge": JudgeNode,
     "evaluation": EvaluationNode,
@@ -53,8 +54,10 @@ def test_every_name_is_there_and_is_what_its_kind_promises(kind: Any, name: str)
         assert callable(found.value)
 
 
-def test_every_objective_of_the_union_has_its_name() -> None:
-    members = get_args(get_args(AnyObjective)[0])
+def test_every_objective_of_the_unions_has_its_name() -> None:
+    unions = (AnyObjective, AnyGroupObjective)
+    members = [member for union in unions for member in get_args(get_args(union)[0])]
+    assert len(members) == len(BUILT_IN["objective"]), "a name is in one of the two"
     named = {registry.node("objective", name) for name in BUILT_IN["objective"]}
     assert named == set(members)
 

@@ -56,3 +56,16 @@ def group_sum(values: Tensor, group: Tensor) -> Tensor:
 def group_mean(values: Tensor, group: Tensor) -> Tensor:
     """[G]: means over the groups of values [N], with `group` [N] numbered 0 .. G-1."""
     return group_sum(values, group) / group_sum(torch.ones_like(values), group)
+
+
+def same_group(group: Tensor) -> Tensor:
+    """[N, N] bool: which completions are of one prompt; each is of its own."""
+    return group[:, None] == group[None, :]
+
+
+def ranked_pairs(score: Tensor, group: Tensor) -> Tensor:
+    """[N, N] bool: (i, j) where i and j answer one prompt and i has the higher score.
+
+    Equal scores are no pair: nothing says which of the two is better.
+    """
+    return same_group(group) & (score[:, None] > score[None, :])

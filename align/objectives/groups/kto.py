@@ -61,9 +61,10 @@ class KTO(CoupledGroups, frozen=True):
         rho = group_logratio(inputs, inputs.reference)
         label, kl = present(inputs.label), present(inputs.coupling)[:, 0]
         gap = torch.where(label, rho - kl, kl - rho)
-        weight = torch.where(label, self.desirable_weight, self.undesirable_weight).to(rho.dtype)
+        # Of two numbers torch.where makes float32, which is not what the fields say in float64.
+        weights = rho.new_tensor([self.undesirable_weight, self.desirable_weight])
         return GroupOutput(
-            loss=weight * torch.sigmoid(-self.beta * gap),
+            loss=weights[label.long()] * torch.sigmoid(-self.beta * gap),
             reward=self.beta * rho.detach(),
             metrics={"kl": kl},
         )

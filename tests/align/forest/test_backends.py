@@ -32,14 +32,14 @@ SIZES = {
 }
 
 
-def rows() -> tuple[list[TokenRow], list[TokenRow]]:
+def rows() -> list[TokenRow]:
     generator = torch.Generator().manual_seed(0)
 
     def tokens(n: int) -> list[int]:
         return torch.randint(3, 60, (n,), generator=generator).tolist()
 
     prompts = [tokens(20), tokens(30)]
-    return tuple([TokenRow(prompt, tokens(9)) for prompt in prompts] for _ in range(2))
+    return [TokenRow(prompt, tokens(9)) for _ in range(2) for prompt in prompts]
 
 
 def sharpened(model: nn.Module) -> nn.Module:
@@ -60,7 +60,7 @@ def llama() -> nn.Module:
 def test_a_llama_gets_the_tree_and_is_left_as_it_was(llama) -> None:
     llama.train()
     before = llama.config._attn_implementation
-    choice = choose_backend(llama, *rows())
+    choice = choose_backend(llama, rows())
     assert choice.backend is TREE
     assert choice.gap is not None
     assert 0 <= choice.gap < 1e-5
@@ -78,7 +78,7 @@ def test_attention_that_is_computed_wrongly_is_noticed(llama, monkeypatch) -> No
 
     attention.AttentionInterface.register("tree", forgetful)
     try:
-        choice = choose_backend(llama, *rows())
+        choice = choose_backend(llama, rows())
     finally:
         attention.AttentionInterface.register("tree", attention.tree_attention)
     assert choice.backend is PADDED
@@ -98,19 +98,19 @@ def test_a_head_that_is_computed_wrongly_is_noticed() -> None:
         return logps + 0.01, extra
 
     add_edge_head(model, wrong)
-    assert choose_backend(model, *rows()).backend is PADDED
+    assert choose_backend(model, rows()).backend is PADDED
 
 
 def test_softcapped_attention_is_refused_by_name() -> None:
     model = sharpened(Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)))
-    choice = choose_backend(model, *rows())
+    choice = choose_backend(model, rows())
     assert choice.backend is PADDED
     assert "softcap" in choice.reason
 
 
 def test_a_state_space_model_is_refused() -> None:
     config = MambaConfig(vocab_size=60, hidden_size=32, num_hidden_layers=2, state_size=8)
-    choice = choose_backend(sharpened(MambaForCausalLM(config)), *rows())
+    choice = choose_backend(sharpened(MambaForCausalLM(config)), rows())
     assert choice.backend is PADDED
     assert choice.gap is None
     assert "MambaForCausalLM" in choice.reason
@@ -119,7 +119,7 @@ def test_a_state_space_model_is_refused() -> None:
 def test_layers_that_are_no_plain_attention_are_refused(llama) -> None:
     """A chunk or a window longer than the rows that are tried out would not show in them."""
     llama.config.layer_types = ["chunked_attention", "full_attention"]
-    choice = choose_backend(llama, *rows())
+    choice = choose_backend(llama, rows())
     assert choice.backend is PADDED
     assert "chunked_attention" in choice.reason
 
@@ -127,7 +127,7 @@ def test_layers_that_are_no_plain_attention_are_refused(llama) -> None:
 def test_a_window_that_layers_keep_to_themselves_is_refused(llama) -> None:
     """Llama's layers hand no window on; with one in the config, longer rows would go wrong."""
     llama.config.sliding_window = 512
-    choice = choose_backend(llama, *rows())
+    choice = choose_backend(llama, rows())
     assert choice.backend is PADDED
     assert "sliding windows" in choice.reason
 
@@ -146,11 +146,11 @@ def test_a_window_that_layers_keep_to_themselves_is_refused(llama) -> None:
 )
 def test_windows_that_reach_attention_are_fine(family, config) -> None:
     torch.manual_seed(0)
-    assert choose_backend(sharpened(family(config)), *rows()).backend is TREE
+    assert choose_backend(sharpened(family(config)), rows()).backend is TREE
 
 
 def test_pictures_are_refused(llama) -> None:
     llama.config.vision_config = object()
-    choice = choose_backend(llama, *rows())
+    choice = choose_backend(llama, rows())
     assert choice.backend is PADDED
     assert "pictures" in choice.reason

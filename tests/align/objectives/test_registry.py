@@ -7,16 +7,32 @@ from types import MappingProxyType
 from typing import get_args
 
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel, ValidationError
 
 import align.objectives
 from align.errors import RecipeError
-from align.objectives import CDPO, DPO, IPO, RPO, AnyObjective, Objective, objective_from
+from align.objectives import (
+    CDPO,
+    DPO,
+    IPO,
+    KTO,
+    RPO,
+    AnyGroupObjective,
+    AnyObjective,
+    GroupObjective,
+    Objective,
+    objective_from,
+)
+from align.types import GroupInputs, Logps
 
 MEMBERS: list[type[Objective]] = list(get_args(get_args(AnyObjective)[0]))
+GROUP_MEMBERS: list[type[GroupObjective]] = list(get_args(get_args(AnyGroupObjective)[0]))
 NAMES = [member.model_fields["name"].default for member in MEMBERS]
+GROUP_NAMES = [member.model_fields["name"].default for member in GROUP_MEMBERS]
 every_name = pytest.mark.parametrize("name", NAMES)
+every_group_name = pytest.mark.parametrize("name", GROUP_NAMES)
 
 TABLE = {  # the contract: needs, accepts
     "dpo": ({"reference"}, {"preference", "token_weight"}),
@@ -58,11 +74,25 @@ TABLE = {  # the contract: needs, accepts
     "slic": (set(), set()),
     "wpo": ({"reference"}, {"preference"}),
     "sum": ({"reference"}, {"preference", "token_weight"}),  # of the least node below
+    # over groups of completions
+    "anchored_zero_unpaired": ({"reference", "label"}, set()),
+    "bco_unpaired": ({"reference", "label"}, set()),
+    "copg_group": ({"reference", "score"}, set()),
+    "direct_advantage": ({"reference", "advantage"}, set()),
+    "gepo": ({"reference", "label"}, set()),
+    "group_relative": ({"previous", "score"}, set()),
+    "kto": ({"reference", "label"}, {"mismatched"}),
+    "lipo": ({"reference", "score"}, set()),
+    "nft": ({"previous", "score"}, set()),
+    "plackett_luce": ({"reference", "score"}, set()),
+    "remax": ({"previous", "reference", "advantage"}, set()),
+    "rto": ({"reference", "previous", "guide", "score"}, set()),
+    "trpa": ({"reference", "previous", "score"}, set()),
 }
 LEAST = {"sum": {"of": [{"objective": {"name": "dpo"}}]}}  # what a node cannot do without
 
 
-@every_name
+@pytest.mark.parametrize("name", [*NAMES, *GROUP_NAMES])
 def test_needs_and_accepts_are_those_of_the_contract(name):
     objective = objective_from({"name": name, **LEAST.get(name, {})})
     assert (objective.needs, objective.accepts) == TABLE[name]
@@ -75,6 +105,10 @@ def test_needs_and_accepts_are_those_of_the_contract(name):
         ({"name": "apo", "inner": "dpo"}, {"previous", "earlier"}, {"preference"}),
         ({"name": "spo", "tau": 0.1}, {"previous", "score", "reference"}, set()),
         ({"name": "spo", "tau": 0}, {"previous", "score"}, set()),
+        ({"name": "nft", "verdict": "label"}, {"previous", "label"}, set()),
+        ({"name": "remax", "kl_beta": 0}, {"advantage"}, set()),
+        ({"name": "trpa", "trust_weight": 0}, {"reference", "score"}, set()),
+        ({"name": "group_relative", "kl_beta": 0.1}, {"previous", "score", "reference"}, set()),
     ],
 )
 def test_needs_hang_on_the_fields_where_the_contract_says_so(node, needs, accepts):
@@ -102,7 +136,7 @@ def test_an_objective_is_given_back():
 @pytest.mark.parametrize(
     ("node", "text"),
     [
-        ({}, r"`objective\.name` is missing.*aot, aot_unpaired, apo, bco, beta_dpo, cal_dpo"),
+        ({}, r"`objective\.name` is missing.*aot, aot_unpaired, apo, bco, bco_unpaired, beta"),
         ({"beta": 0.1}, r"`objective\.name` is missing"),
         ({"name": "dpoo"}, r"`objective\.name` is 'dpoo'.*did you mean `dpo`\?"),
         ({"name": "DPO"}, r"`objective\.name` is 'DPO'.*did you mean `dpo`\?"),
@@ -150,7 +184,66 @@ def test_the_union_can_be_a_field_of_a_recipe():
         Recipe.model_validate({"objective": {"name": "dpo", "betta": 1}})
 
 
-def test_no_formula_file_is_outside_the_union():
+def test_a_name_is_one_of_pairs_or_one_of_groups():
+    assert not set(NAMES) & set(GROUP_NAMES)
+    assert isinstance(objective_from({"name": "kto", "beta": 0.2}), KTO)
+    assert objective_from({"name": "kto"}, GroupObjective) == KTO()
+    assert objective_from({"name": "dpo"}, Objective) == DPO()
+    assert objective_from(KTO(beta=0.3), GroupObjective) == KTO(beta=0.3)
+
+
+@pytest.mark.parametrize(
+    ("node", "over", "text"),
+    [
+        ({"name": "kto"}, Objective, r"'kto', a loss over completions in groups.* preference pa"),
+        (KTO(), Objective, r"'kto', a loss over completions in groups, but .* preference pairs"),
+        ({"name": "dpo"}, GroupObjective, r"'dpo', a loss over preference pairs, but .* groups"),
+        ({"name": "ktoo"}, Objective, r"is 'ktoo'.*did you mean `kto`\?"),
+        ({"name": "kto", "beta": 0}, Objective, r"`objective\.beta` is 0: .*greater than 0"),
+        ({"name": "group_relative", "divisor": True}, GroupObjective, "`divisor` is a boolean"),
+        (
+            {"name": "sum", "of": [{"objective": {"name": "kto"}}]},
+            Objective,
+            r"`objective\.of\.0\.objective`: `kto` is a loss over groups; a sum is one over pairs",
+        ),
+    ],
+)
+def test_the_other_kind_of_loss_is_refused(node, over, text):
+    with pytest.raises(RecipeError, match=text):
+        objective_from(node, over)
+
+
+def test_a_loss_over_groups_of_ones_own_is_one(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from typing import Literal\n"
+        "from align.objectives.base import present\n"
+        "from align.objectives.groups.base import GroupObjective, group_logratio\n"
+        "from align.types import GroupOutput\n\n\n"
+        "class Weighed(GroupObjective, frozen=True):\n"
+        '    name: Literal["weighed"] = "weighed"\n'
+        '    needs = frozenset({"reference", "score"})\n'
+        "    power: float = 1.0\n\n"
+        "    def __call__(self, inputs):\n"
+        "        inputs = self.checked(inputs)\n"
+        "        rho = group_logratio(inputs, inputs.reference)\n"
+        "        loss = -present(inputs.score) ** self.power * rho\n"
+        "        return GroupOutput(loss, rho.detach(), {})\n"
+    )
+    name = f"{path}:Weighed"
+    found = objective_from({"name": name, "power": 2.0}, GroupObjective)
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    one, two = (Logps(torch.full((2, 1), at), mask) for at in (-1.0, -2.0))
+    score = torch.tensor([2.0, 3.0])
+    inputs = GroupInputs(policy=one, group=torch.zeros(2).long(), reference=two, score=score)
+    assert found(inputs).loss.tolist() == [-4.0, -9.0]
+    with pytest.raises(RecipeError, match="a loss over completions in groups"):
+        objective_from({"name": name}, Objective)
+    with pytest.raises(RecipeError, match=r"`objective\.pover` .*did you mean `power`\?"):
+        objective_from({"name": name, "pover": 2.0})
+
+
+def test_no_formula_file_is_outside_its_union():
     folder = Path(align.objectives.__file__).parent
     files = {path.stem for path in folder.glob("*.py")} - {
         "__init__",
@@ -160,12 +253,15 @@ def test_no_formula_file_is_outside_the_union():
         "divergences",
     }
     assert files == set(NAMES)
+    files = {path.stem for path in (folder / "groups").glob("*.py")}
+    assert files - {"__init__", "base", "checks", "tokens"} == set(GROUP_NAMES)
 
 
-@pytest.mark.parametrize("member", MEMBERS, ids=lambda m: m.__name__)
+@pytest.mark.parametrize("member", [*MEMBERS, *GROUP_MEMBERS], ids=lambda m: m.__name__)
 def test_names_file_and_class_agree(member):
     name = member.model_fields["name"].default
-    assert member.__module__ == f"align.objectives.{name}"
+    room = "align.objectives.groups" if member in GROUP_MEMBERS else "align.objectives"
+    assert member.__module__ == f"{room}.{name}"
     assert member.__name__.lower() == name.replace("_", "")
     assert getattr(align.objectives, member.__name__) is member
 
@@ -176,6 +272,16 @@ def test_names_file_and_class_agree(member):
 @every_name
 def test_it_has_a_test_file(name, root):
     assert (root / f"tests/align/objectives/test_{name}.py").is_file()
+
+
+@every_group_name
+def test_one_over_groups_has_a_test_file_and_a_row_in_the_table_of_losses(name, root):
+    assert (root / f"tests/align/objectives/groups/test_{name}.py").is_file()
+    lines = (root / "docs/losses.md").read_text(encoding="utf-8").splitlines()
+    path = f"(../align/objectives/groups/{name}.py)"
+    rows = [line for line in lines if line.startswith("|") and path in line]
+    assert len(rows) == 1, f"docs/losses.md has no table row with {path}"
+    assert f"`{name}`" in rows[0]
 
 
 def tiny_recipe(name: str, root: Path) -> Path:

@@ -98,8 +98,8 @@ def test_columns_that_the_rows_do_not_carry_are_absent(rows: list[dict]) -> None
         for row in rows
     ]
     batch = PreferenceCollator(TREE)(bare)
-    assert batch.keys() == {"row_index", "parts"}
-    assert batch["parts"][0].keys() == {"row_index", "place", "tokens", "pack"}
+    assert batch.keys() == {"row_index", "sizes", "parts"}
+    assert batch["parts"][0].keys() == {"row_index", "sizes", "place", "tokens", "pack"}
 
 
 def test_a_padded_part_is_as_full_as_the_budget_allows() -> None:

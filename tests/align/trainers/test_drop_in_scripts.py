@@ -14,7 +14,7 @@ from trl.trainer.dpo_trainer import DPOTrainer as TRLTrainer
 
 from align.errors import DataError, RecipeError
 from align.trainers import DPOConfig, DPOTrainer
-from align.trainers.rows import tokenised
+from align.trainers.pair_rows import tokenised
 from align.worlds import world
 
 SETTINGS = {

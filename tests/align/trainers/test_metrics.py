@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from align.forest import TokenRow
 from align.forest.model import EdgeOutput
 from align.forest.pack import tree_pack
-from align.trainers.metrics import SeenOnce, SumsOverCounts, row_values, statistics_of
+from align.trainers.metrics import SeenOnce, SumsOverCounts, statistics_of
+from align.trainers.pair_kind import row_values
 from align.types import Logps, ObjectiveOutput, Pair
 
 

@@ -15,7 +15,7 @@ from align.errors import RecipeError
 from align.policies.base import Failed, Sampling
 from align.policies.local_tokens import LocalTokens
 from align.tokens.encoding import encode_pair
-from align.trainers.rows import refuse_rows_without_signal
+from align.trainers.pair_rows import refuse_rows_without_signal
 from align.worlds import scene_model
 from align.worlds.scene_words import Object, caption
 from align.worlds.scenes import QUESTION, picture
