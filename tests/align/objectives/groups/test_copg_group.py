@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from align.objectives import CoPG, CoPGGroup
-from align.types import Logps, Pair, PairInputs
+from align.types import GroupInputs, Logps, Pair, PairInputs
 
 
 def test_golden(of_rho, tensors, assert_golden, dtype):
@@ -79,8 +79,6 @@ def test_a_constant_of_the_prompt_changes_nothing(random_rows, tensors):
 
 def test_the_tabular_optimum_of_the_papers_bandit():
     # R = (2.5, 2, 1), beta = 0.5, uniform reference: softmax(R / beta), whatever drew the samples
-    from align.types import GroupInputs
-
     reward = torch.tensor([2.5, 2.0, 1.0], dtype=torch.float64)
     drawn = torch.tensor([0, 0, 0, 0, 1, 2])  # very uneven
     mask = torch.ones(6, 1, dtype=torch.bool)
