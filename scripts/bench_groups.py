@@ -7,7 +7,7 @@ Two training loops run in one process and take turns step by step, as in bench_t
 same examples, the same weights, CPU time of one thread, medians over steps behind one warm-up step,
 ratios above 1 where ours is better. Either side is as it comes.
 
-kto     trl.KTOTrainer (reference in each step) against KTOTrainer, which scores it before training:
+kto     TRLKTOTrainer (reference in each step) against KTOTrainer, which scores it before training:
         `all` adds that scoring to our steps, as a run of one epoch has it. Steps of 8 rows.
 groups  GroupTrainer on padded rows against GroupTrainer, reference scored before training by both.
         Steps of 2 prompts with 8 answers each.
@@ -40,12 +40,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
-import trl  # noqa: E402
 from bench_lengths import COMPLETION, MAX_LENGTH, PROMPT, SPECIAL, plain_tokenizer  # noqa: E402
 from bench_models import MODELS  # noqa: E402
 from bench_turns import CpuMeter, Side, Step, Turns  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
+from trl.trainer.kto_config import KTOConfig as TRLKTOConfig  # noqa: E402
+from trl.trainer.kto_trainer import KTOTrainer as TRLKTOTrainer  # noqa: E402
 
 from align.forest import PADDED, Choice  # noqa: E402
 from align.trainers import GroupConfig, GroupTrainer, KTOConfig, KTOTrainer  # noqa: E402
@@ -107,7 +108,7 @@ def _computed(inputs: Any) -> int:
     return sum(inputs[name].numel() for name in ("input_ids", "KL_input_ids"))
 
 
-class TrlOnTokens(trl.KTOTrainer):
+class TrlOnTokens(TRLKTOTrainer):
     """TRL's trainer on rows that are tokenised already."""
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
@@ -152,7 +153,7 @@ def kto(name: str, setting: Setting) -> dict[str, Any]:
         }
     )
     theirs = measured(TrlOnTokens)(
-        setting.folder, args=_config(trl.KTOConfig, ROWS, setting), **_data(rows, setting)
+        setting.folder, args=_config(TRLKTOConfig, ROWS, setting), **_data(rows, setting)
     )
     began = time.process_time()
     ours = measured(KTOTrainer)(
@@ -168,7 +169,7 @@ def groups(name: str, setting: Setting) -> dict[str, Any]:
     steps = setting.steps + WARM_UP
     vocabulary = MODELS[setting.model].vocabulary
     rows = groups_of(name, steps * PROMPTS, ANSWERS, setting.seed, vocabulary)
-    sides = [
+    padded, forest = (
         measured(kind)(
             setting.folder,
             args=_config(GroupConfig, PROMPTS, setting),
@@ -176,8 +177,8 @@ def groups(name: str, setting: Setting) -> dict[str, Any]:
             **_data(rows, setting),
         )
         for kind in (PaddedGroups, GroupTrainer)
-    ]
-    return _compared("groups", name, *sides, steps, 0.0)
+    )
+    return _compared("groups", name, padded, forest, steps, 0.0)
 
 
 def _data(rows: Dataset, setting: Setting) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class OurSteps(WholeSteps, PreferenceTrainer):
 
     reference_seconds = 0.0
 
-    def _score(self, role: str, model: Any, dataset: Any) -> tuple[list[Any], list[Any]]:
+    def _score(self, role: str, model: Any, dataset: Any) -> Any:
         began = time.process_time()
         found = super()._score(role, model, dataset)
         self.reference_seconds += time.process_time() - began

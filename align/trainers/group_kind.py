@@ -186,4 +186,6 @@ def _flat(rows: Sequence[Row], name: str) -> list[Any]:
 
 
 def _groups(part: Mapping[str, Any]) -> Tensor:
-    return part["row_index"].repeat_interleave(part["sizes"])
+    # By place: a row that accelerate repeats in a batch is another group, which counts for nothing.
+    sizes: Tensor = part["sizes"]
+    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
