@@ -105,6 +105,11 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         self.objective = self._objective_of(args, objective)
         self._check_sampling()
         sources = self._role_sources(roles, ref_model)
+        if ref_model is not None and ref_model is model:
+            raise RecipeError(
+                "ref_model is the model that is trained, so it would not stay what it is. Leave it "
+                "out: the reference is then the policy as it is before training."
+            )
         if isinstance(model, str):
             model, processing_class = load_trained(
                 model, args, processing_class, quantization_config

@@ -331,6 +331,12 @@ def test_a_role_that_is_not_read_or_missing_is_refused(make) -> None:
         make(roles={"refrence": "start"})
 
 
+def test_the_trained_model_itself_is_no_reference(make, tiny_folder) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    with pytest.raises(RecipeError, match="ref_model is the model that is trained"):
+        make(model=model, ref_model=model)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
