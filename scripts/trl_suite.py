@@ -1,7 +1,7 @@
-"""TRL's own tests of its DPOTrainer, on TRL's trainer and on ours: only the import differs.
+"""TRL's own tests of its trainers, on TRL's trainer and on ours: only the import differs.
 
     python scripts/trl_suite.py CLONE --work DIR --trainer trl
-    python scripts/trl_suite.py CLONE --work DIR --trainer align -- -k loss_types
+    python scripts/trl_suite.py CLONE --work DIR --suite kto --trainer align -- -k loss_types
 
 CLONE is a clone of https://github.com/huggingface/trl. The tests load tiny models and data from the
 Hub; so that they run without it, TRL's generators are run here once, with tokenizers that are
@@ -49,6 +49,8 @@ TEXT_MODELS = (
     "gpt_oss_for_causal_lm",
     "qwen3_moe_for_causal_lm",
     "nemotron_3_nano_for_causal_lm",
+    "gpt_neox_for_causal_lm",
+    "llama_for_causal_lm_3_2",
     "olmo3_for_causal_lm",
     "lfm2_for_causal_lm",
     "lfm2_for_causal_lm_2_5",
@@ -65,9 +67,14 @@ VISION_MODELS = (
     "qwen3_5_for_conditional_generation_nothink",
     "qwen3_6_for_conditional_generation",
 )
+CLASSIFIERS = ("qwen2_for_sequence_classification_2_5",)
 TESTS = ("__init__.py", "conftest.py", "testing_utils.py", "testing_constants.py")
-SUITE = "test_dpo_trainer.py"
-IMPORT = "from trl import DPOConfig, DPOTrainer"
+# A trainer's tests, and the line in them that says whose trainer it is.
+SUITES = {
+    "dpo": ("test_dpo_trainer.py", "from trl import DPOConfig, DPOTrainer"),
+    "kto": ("test_kto_trainer.py", "from trl import KTOConfig, KTOTrainer"),
+    "reward": ("test_reward_trainer.py", "from trl import RewardConfig, RewardTrainer"),
+}
 ORGANIZATION = "trl-internal-testing"
 
 
@@ -77,6 +84,7 @@ def main() -> int:
     given.add_argument("clone", type=Path, help="a clone of TRL's repository")
     given.add_argument("--work", type=Path, required=True, help="folder of stand-ins and tests")
     given.add_argument("--trainer", choices=("trl", "align"), default="align")
+    given.add_argument("--suite", choices=SUITES, default="dpo")
     # What stands behind `--` is for pytest.
     words = sys.argv[1:]
     border = words.index("--") if "--" in words else len(words)
@@ -85,26 +93,27 @@ def main() -> int:
     hub = work / "hub"
     build(clone, hub)
     tests = work / args.trainer / "tests"
-    copy_tests(clone, tests, args.trainer)
+    suite, line = SUITES[args.suite]
+    copy_tests(clone, tests, suite, line, args.trainer)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "ALIGN_CACHE": str(work / "cache")}
     paths = [str(tests.parent), str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, "-m", "pytest", str(tests / SUITE), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", str(tests / suite), "-p", "no:cacheprovider"]
     command += ["-p", "trl_standins", "-n0", "-q", "-rA", "--rootdir", str(tests.parent)]
     command += ["--override-ini=addopts=", *for_pytest]
     return subprocess.run(command, cwd=hub, env=environment, check=False).returncode
 
 
-def copy_tests(clone: Path, tests: Path, trainer: str) -> None:
+def copy_tests(clone: Path, tests: Path, suite: str, line: str, trainer: str) -> None:
     """TRL's tests as they are, with the one import changed for our trainer."""
     shutil.rmtree(tests, ignore_errors=True)
     tests.mkdir(parents=True)
     for name in TESTS:
         shutil.copy(clone / "tests" / name, tests / name)
-    text = (clone / "tests" / SUITE).read_text()
-    if IMPORT not in text:
-        raise SystemExit(f"{SUITE} does not say `{IMPORT}`: this clone is another TRL.")
-    (tests / SUITE).write_text(text.replace(IMPORT, IMPORT.replace("trl", trainer)))
+    text = (clone / "tests" / suite).read_text()
+    if line not in text:
+        raise SystemExit(f"{suite} does not say `{line}`: this clone is another TRL.")
+    (tests / suite).write_text(text.replace(line, line.replace("trl", trainer)))
 
 
 def build(clone: Path, hub: Path) -> None:
@@ -115,7 +124,11 @@ def build(clone: Path, hub: Path) -> None:
         if not (home / name).is_dir():
             build_data(script, home / name)
     texts = list(texts_of(home))
-    packages = {"for_causal_lm": TEXT_MODELS, "for_conditional_generation": VISION_MODELS}
+    packages = {
+        "for_causal_lm": TEXT_MODELS,
+        "for_conditional_generation": VISION_MODELS,
+        "for_sequence_classification": CLASSIFIERS,
+    }
     for package, names in packages.items():
         for name in names:
             mark = hub / "built" / name

@@ -15,6 +15,10 @@ from align.policies.loaded import plain_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# An index and not the number 1: a slice of the hidden states is not contiguous, and with a head
+# that is not trained torch would then copy its weights for every row.
+LAST = torch.tensor([-1])
+
 
 class Reading:
     """A batch of samples that the model has read so far; prompts are padded on the left.
@@ -41,7 +45,7 @@ class Reading:
         self._plain = plain_model(model)
         forward = inspect.signature(self._plain.forward).parameters
         self._takes_positions = "position_ids" in forward
-        self._keeps_last = {"logits_to_keep": 1} if "logits_to_keep" in forward else {}
+        self._keeps_last = {"logits_to_keep": LAST} if "logits_to_keep" in forward else {}
         # Qwen-VL counts a picture's places along its sides, from the pictures themselves.
         inner = getattr(self._plain, "model", None)
         places_pictures = hasattr(inner, "get_rope_index")

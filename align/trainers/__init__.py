@@ -88,6 +88,7 @@ from align.trainers.named_peers import (
     WPOTrainer,
 )
 from align.trainers.preference import PreferenceTrainer
+from align.trainers.reward_trainer import RewardConfig, RewardTrainer
 
 __all__ = [
     "AOTConfig",
@@ -160,6 +161,8 @@ __all__ = [
     "REFUELTrainer",
     "RPOConfig",
     "RPOTrainer",
+    "RewardConfig",
+    "RewardTrainer",
     "SLiCConfig",
     "SLiCTrainer",
     "SPOConfig",

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import Tensor
 
 from align.errors import DataError, NumericalError
@@ -30,21 +30,14 @@ ROW_INDEX = "row_index"
 LENGTH = "length"  # transformers' name for what `group_by_length` sorts by
 PLACE = ("source", "row")
 SHOWN_ROWS = 8
+# Streams number their rows from multiples of this on, tables below it.
+STREAM_ROWS = 2**40
 
 
-class GuardedTrainer(SealedCheckpoints):
-    """To be put in front of one of TRL's trainers, which takes the other arguments.
+class Guarded(SealedCheckpoints):
+    """To be put in front of one of TRL's trainers, as a part of it.
 
-    Args:
-        train_dataset: tokenised rows with the columns that TRL's trainer takes, and `source` and
-            `row`, where each of them came from.
-        eval_dataset: the same, or None.
-        processing_class: the tokenizer; it can pad.
-        allow_change: names of settings that may differ from the checkpoint that is resumed from.
-
-    Raises:
-        DataError: there is no row.
-        NumericalError: training meets a zero or non-finite number.
+    Whoever builds one calls `_begin` before TRL's constructor and `_begun` after it.
     """
 
     model: Any
@@ -53,41 +46,33 @@ class GuardedTrainer(SealedCheckpoints):
     read_columns: ClassVar[tuple[str, ...]]
     """Columns that determine what is learnt; those that the data do not have are left out."""
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
-        processing_class: Any,
-        allow_change: Collection[str] = (),
-        callbacks: Collection[Any] = (),
-        **of_trl: Any,
-    ) -> None:
-        if len(train_dataset) == 0:
-            raise DataError("The training data has no rows.")
+    def _begin(self, allow_change: Collection[str]) -> list[Any]:
+        """The callbacks to train with."""
         self._allow_change = tuple(allow_change)
         self._signal = StopOnSignal()
-        tables = [train_dataset, *([eval_dataset] if eval_dataset is not None else [])]
-        self._places = [
-            f"{source}:{row}"
-            for table in tables
-            for source, row in zip(*(table[name] for name in PLACE), strict=True)
-        ]
-        super().__init__(
-            model,
-            train_dataset=_numbered(train_dataset, 0),
-            eval_dataset=None
-            if eval_dataset is None
-            else _numbered(eval_dataset, len(train_dataset)),
-            processing_class=processing_class,
-            callbacks=[*callbacks, StopOnBadWeights(), self._signal],
-            **of_trl,
-        )
-        self._start = digest([weights_digest(self.model), tokenizer_digest(processing_class)])
+        self._places: list[str] = []
         self._loss_sum, self._logged_step = 0.0, 0
         self._last_rows: list[int] = []
         self._last_loss = math.nan
+        return [StopOnBadWeights(), self._signal]
+
+    def _begun(self, processing_class: Any) -> None:
+        self._start = digest([weights_digest(self.model), tokenizer_digest(processing_class)])
+
+    def _numbered(self, dataset: Dataset, places: Sequence[str]) -> Dataset:
+        """Tokenised rows with their numbers, and with the length that they are sorted by.
+
+        Args:
+            dataset: the rows.
+            places: where each of them came from, for people.
+        """
+        first = len(self._places)
+        self._places += places
+        sides = [name for name in ("chosen_ids", "rejected_ids") if name in dataset.column_names]
+        columns: Any = [dataset[name] for name in sides or ["input_ids"]]
+        lengths = [max(map(len, ids)) for ids in zip(*columns, strict=True)]
+        more = {ROW_INDEX: list(range(first, first + len(dataset))), LENGTH: lengths}
+        return concatenate_datasets([dataset, Dataset.from_dict(more)], axis=1)
 
     @property
     def changeable(self) -> Collection[str]:
@@ -96,15 +81,21 @@ class GuardedTrainer(SealedCheckpoints):
 
     def settings(self) -> dict[str, Any]:
         """Everything a resumed run must have in common with the one that wrote the checkpoint."""
-        table: Any = self.train_dataset
-        columns = [name for name in self.read_columns if name in table.column_names]
         return {
             "kind": self.kind,
-            "rows": rows_digest(table, columns),
+            "rows": self._rows(),
             "policy": self._start,
             "center_rewards_coefficient": getattr(self.args, "center_rewards_coefficient", None),
             **trained_settings(self),
         }
+
+    def _rows(self) -> str:
+        table: Any = self.train_dataset
+        if isinstance(table, IterableDataset):
+            return "a stream, whose rows are not known"
+        return rows_digest(
+            table, [name for name in self.read_columns if name in table.column_names]
+        )
 
     def _kept(self) -> dict[str, Any]:
         own: Any = self
@@ -135,7 +126,8 @@ class GuardedTrainer(SealedCheckpoints):
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """TRL's loss of a batch; one that is not finite stops the run before the step is taken."""
-        rows = inputs.pop(ROW_INDEX).tolist()
+        # A user's own collator does not know of it.
+        rows = inputs.pop(ROW_INDEX).tolist() if ROW_INDEX in inputs else []
         found: Any = super().compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
@@ -186,8 +178,57 @@ class GuardedTrainer(SealedCheckpoints):
         )
 
     def _named(self, rows: list[int]) -> str:
+        if not rows:
+            return "which the data collator did not number"
         more = f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else ""
-        return ", ".join(self._places[i] for i in rows[:SHOWN_ROWS]) + more
+        return ", ".join(map(self._place, rows[:SHOWN_ROWS])) + more
+
+    def _place(self, row: int) -> str:
+        if row >= STREAM_ROWS:
+            return f"row {row % STREAM_ROWS} of a stream"
+        return self._places[row]
+
+
+class GuardedTrainer(Guarded):
+    """To be put in front of one of TRL's trainers, which takes the other arguments.
+
+    Args:
+        train_dataset: tokenised rows with the columns that TRL's trainer takes, and `source` and
+            `row`, where each of them came from.
+        eval_dataset: the same, or None.
+        processing_class: the tokenizer; it can pad.
+        allow_change: names of settings that may differ from the checkpoint that is resumed from.
+
+    Raises:
+        DataError: there is no row.
+        NumericalError: training meets a zero or non-finite number.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None = None,
+        processing_class: Any,
+        allow_change: Collection[str] = (),
+        callbacks: Collection[Any] = (),
+        **of_trl: Any,
+    ) -> None:
+        if len(train_dataset) == 0:
+            raise DataError("The training data has no rows.")
+        own = self._begin(allow_change)
+        super().__init__(
+            model,
+            train_dataset=self._numbered(train_dataset, _places(train_dataset)),
+            eval_dataset=None
+            if eval_dataset is None
+            else self._numbered(eval_dataset, _places(eval_dataset)),
+            processing_class=processing_class,
+            callbacks=[*callbacks, *own],
+            **of_trl,
+        )
+        self._begun(processing_class)
 
 
 def with_row_index(batch: dict[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -196,10 +237,6 @@ def with_row_index(batch: dict[str, Any], examples: list[dict[str, Any]]) -> dic
     return batch
 
 
-def _numbered(dataset: Dataset, first: int) -> Dataset:
-    """The rows with their numbers, and with the length that they are padded and sorted by."""
-    sides = [name for name in ("chosen_ids", "rejected_ids") if name in dataset.column_names]
-    columns: Any = [dataset[name] for name in sides or ["input_ids"]]
-    lengths = [max(map(len, ids)) for ids in zip(*columns, strict=True)]
-    more = {ROW_INDEX: list(range(first, first + len(dataset))), LENGTH: lengths}
-    return concatenate_datasets([dataset, Dataset.from_dict(more)], axis=1)
+def _places(table: Dataset) -> list[str]:
+    columns = zip(*(table[name] for name in PLACE), strict=True)
+    return [f"{source}:{row}" for source, row in columns]

@@ -351,3 +351,30 @@ def test_a_nucleus_needs_no_order_of_the_whole_vocabulary(scale, vocabulary, top
     logits[1, : vocabulary // 2] = -torch.inf
     expected = _sorted_nucleus(logits, top_p)
     assert torch.equal(sampling_module._outside_nucleus(logits, top_p), expected)
+
+
+def test_a_frozen_head_is_not_copied_for_every_row():
+    # Torch multiplies a 3-d slice by frozen weights as a batched product, over copies of them.
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = LlamaForCausalLM(config).requires_grad_(False)
+    multiplied = []
+    bmm = torch.ops.aten.bmm.default
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is bmm:
+                multiplied.append(tuple(args[1].shape))
+            return function(*args, **(kwargs or {}))
+
+    with Recorder():
+        sample_completions(
+            model, [[1, 2, 3], [4, 5, 6]], end_ids=[0], max_new_tokens=3, temperature=1.0, seed=0
+        )
+    assert not [shape for shape in multiplied if shape[-1] == config.vocab_size]
