@@ -84,7 +84,8 @@ class OnlineReference(PreferenceTrainer):
         score = trl_edge_logps if self._head_on_triton_or_sharded() else edge_logps
         add_edge_head(self.frozen, score)
 
-    def _frozen_logps(self, part: Mapping[str, Any]) -> dict[str, Pair[Logps]]:
+    def _frozen_logps(self, part: Mapping[str, Any], kind: Any) -> dict[str, Pair[Logps]]:
+        del kind
         with torch.no_grad():
             return {"reference": self._logps(self.frozen, part)[0]}
 

@@ -19,12 +19,8 @@ from align.data.problems import DroppedRow, RawRow, RowProblem
 from align.data.row_policy import RowPolicy
 from align.data.row_report import RowReport
 
-NUMBERS = ("score", "advantage")
-PER_TOKEN = ("token_advantage", "token_weight")
-USED = (
-    *("prompt", "completion", "completions", "group_id"),
-    *(name + plural for name in (*NUMBERS, "label", *PER_TOKEN) for plural in ("", "s")),
-)
+BESIDE = ("score", "label", "advantage", "token_advantage", "token_weight")
+USED = ("prompt", "completion", "completions", "group_id", *BESIDE, *(f"{n}s" for n in BESIDE))
 
 
 def groups_from_rows(
@@ -94,9 +90,11 @@ def group_of_row(
     return CompletionGroup(
         prompt=prompt,
         completions=tuple(completions),
-        **{f"{name}s": _numbers(row, name, several=several) for name in NUMBERS},
+        scores=_numbers(row, "score", several=several),
         labels=_labels(row, several=several),
-        **{f"{name}s": _per_token(row, name, several=several) for name in PER_TOKEN},
+        advantages=_numbers(row, "advantage", several=several),
+        token_advantages=_per_token(row, "token_advantage", several=several),
+        token_weights=_per_token(row, "token_weight", several=several),
         group_id=None if group is None else str(group),
         source=source,
         row=number,
