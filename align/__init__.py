@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from align.diffusion import SePPOConfig, SePPOTrainer
     from align.forest import TokenRow, forest_logps
     from align.judges.base import Answer, Comparison, JudgeFailed, Prefers, Refused, Tie
+    from align.judges.implicit import ImplicitRewardJudge
     from align.judges.instructions import InstructionJudge
     from align.judges.pairwise_llm import PairwiseLLM
     from align.judges.preference_model import PreferenceModelJudge
@@ -348,6 +349,7 @@ _WHERE = {
     "Stage": "align.loops.stage:Stage",
     "StageContext": "align.loops.stage:StageContext",
     "given": "align.loops.stage:given",
+    "ImplicitRewardJudge": "align.judges.implicit:ImplicitRewardJudge",
     "InstructionJudge": "align.judges.instructions:InstructionJudge",
     "Ledger": "align.runs.ledger:Ledger",
     "Answer": "align.judges.base:Answer",
@@ -467,6 +469,7 @@ __all__ = [
     "INPOTrainer",
     "IPOConfig",
     "IPOTrainer",
+    "ImplicitRewardJudge",
     "InstructionJudge",
     "JudgeFailed",
     "KTOConfig",

@@ -86,6 +86,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             "answers": "align.judges.rule:KnownAnswers",
             "reward_model": "align.judges.reward_model:RewardModel",
             "preference_model": "align.judges.preference_model:PreferenceModel",
+            "implicit": "align.judges.implicit:ImplicitReward",
             "llm": "align.judges.pairwise_llm:LanguageModel",
             "rewards": "align.judges.weighted:WeightedRewards",
             "instructions": "align.judges.instructions:InstructionsMet",

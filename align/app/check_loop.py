@@ -11,7 +11,7 @@ from align.app.cost import Lengths, count_parameters, optimizer_steps
 from align.app.fitting import check_roles
 from align.errors import DataError, RecipeError
 from align.judges.matrix import every_pair, knockout
-from align.loops.stage import Stage, check_chain
+from align.loops.stage import Stage, check_chain, first_states
 from align.policies.base import Sampling
 from align.policies.loading import load_config, load_tokenizer
 from align.policies.prompting import Prompting
@@ -40,7 +40,7 @@ def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
     recipe = workshop.loop_recipe
     # Words that name nothing, or need keys of their own.
     recipe.evaluate.nodes()
-    check_chain(stages, dict.fromkeys(GIVEN))
+    check_chain(stages, dict.fromkeys([*GIVEN, *(a.kind for a in first_states(stages))]))
     for node in workshop.nodes:
         node.look_ahead(workshop)
     outside = {

@@ -19,7 +19,7 @@ from align.loops.artefacts import read_lines
 from align.loops.engine import Loop
 from align.loops.retention import Retention
 from align.loops.signals import StopSignal
-from align.loops.stage import Artefact, Stage, check_chain, given
+from align.loops.stage import Artefact, Stage, check_chain, first_states, given
 from align.policies.base import Sampling
 from align.policies.loading import load_config, load_tokenizer
 from align.policies.prompting import Prompting
@@ -28,13 +28,12 @@ from align.publishing.hub import push
 from align.publishing.origins import is_machine_path, shown_name
 from align.recipe import DataRecipe, default_run, load_data_recipe, resolved_yaml
 from align.recipe.writing import plain_values
-from align.reference import content_digest
 from align.runs.folder import RunFolder
 from align.runs.manifest import damage, publish
 from align.runs.versions import versions
 from align.stages.policies import policy_folder
 from align.stages.prompts import PromptSource
-from align.stages.workshop import Workshop
+from align.stages.workshop import Workshop, start_content
 
 logger = logging.getLogger("align")
 
@@ -113,7 +112,7 @@ def check_data(recipe: DataRecipe, show_example: bool) -> str:
 
 def _checked(workshop: Workshop) -> list[Stage]:
     stages = workshop.stages()
-    check_chain(stages, {"policy": None})
+    check_chain(stages, dict.fromkeys(["policy", *(a.kind for a in first_states(stages))]))
     for node in workshop.nodes:
         node.look_ahead(workshop)
     if not any("pairs" in stage.writes for stage in stages):
@@ -130,12 +129,11 @@ def _build(
     load_config(recipe.model, start)
     workshop = Workshop(recipe, start, load_tokenizer(recipe.model, start))
     stages = _checked(workshop)
-    name = content_digest(start)
-    identity = name if name != start else f"{start}@{recipe.model.model_revision}"
+    identity = start_content(workshop)
     loop = Loop(
         run.path,
         stages,
-        given=[given("policy", Path(start), identity)],
+        given=[given("policy", Path(start), identity), *first_states(stages)],
         rounds=1,
         seed=recipe.seed,
         ledger=run.ledger,

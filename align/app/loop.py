@@ -20,21 +20,20 @@ from align.errors import RecipeError
 from align.loops.engine import Loop
 from align.loops.history import history
 from align.loops.signals import StopSignal
-from align.loops.stage import Artefact, given
+from align.loops.stage import Artefact, first_states, given
 from align.policies.loading import load_config, load_tokenizer
 from align.publishing.cards import adapter_of, model_card
 from align.publishing.hub import push
 from align.recipe import Recipe, default_run, load_recipe, resolved_yaml
 from align.recipe.sections import ema_decay
 from align.recipe.writing import plain_values
-from align.reference import content_digest
 from align.report.summary import summary
 from align.runs.folder import RunFolder
 from align.runs.manifest import damage, publish
 from align.runs.versions import versions
 from align.stages.evaluate import measured
 from align.stages.policies import load_round_policy, policy_folder
-from align.stages.workshop import Workshop
+from align.stages.workshop import Workshop, start_content
 
 logger = logging.getLogger("align")
 
@@ -90,7 +89,7 @@ def _go_through(
     loop = Loop(
         run.path,
         stages,
-        given=_given(recipe, start),
+        given=[*_given(workshop), *first_states(stages)],
         rounds=recipe.rounds,
         seed=recipe.train.seed,
         ledger=run.ledger,
@@ -117,10 +116,9 @@ def _go_through(
         logger.info("%s", pushed.listing())
 
 
-def _given(recipe: Recipe, start: str) -> list[Artefact]:
-
-    name = content_digest(start)
-    identity = name if name != start else f"{start}@{recipe.model.model_revision}"
+def _given(workshop: Workshop) -> list[Artefact]:
+    recipe, start = workshop.loop_recipe, workshop.start
+    identity = start_content(workshop)
     found = [given("policy", Path(start), identity)]
     if any(ema_decay(source) is not None for source in recipe.roles.given.values()):
         found.append(given("anchor", Path(start), identity))

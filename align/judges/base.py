@@ -162,11 +162,16 @@ class Bench:
         folder: of the run; a server's answers are kept in it.
         prompts: what the recipe names as source of its prompts, such as world:sums.
         row_of: id of a prompt's text -> its row, where it is known.
+        start: folder or hub id of the policy that the run begins with; empty where there is none.
+        state: what a judge that adapts itself left in the round before, empty in the first; None
+            where nothing is remembered.
     """
 
     folder: Path
     prompts: str
     row_of: Callable[[str], Asked | None] = field(default=_no_rows)
+    start: str = ""
+    state: Mapping[str, Any] | None = None
 
 
 class JudgeNode(Node):
@@ -177,12 +182,17 @@ class JudgeNode(Node):
 
     by: Any  # a Literal in every child
     """Who judges: world (exact), answers (a file of known ones), reward_model, preference_model
-    (compares, in both orders), llm (asked pairwise), rewards (a weighted sum), instructions (checks
-    of the row's own), or a function of one's own as file.py:function."""
+    (compares, in both orders), implicit (of a model trained by DPO), llm (asked pairwise), rewards
+    (a weighted sum), instructions (checks of the row's own), or a function of one's own as
+    file.py:function."""
     gives: ClassVar[Answers | None] = None
     """Whether it scores completions or compares two; None where that depends on the prompts."""
     reads_columns: ClassVar[bool] = False
     """Whether the columns of a prompt's row reach it."""
+    reads_start: ClassVar[bool] = False
+    """Whether its verdicts depend on the policy that the run begins with."""
+    adapts: ClassVar[bool] = False
+    """Whether it goes by what it saw in earlier rounds: the judge that it opens has a `state`."""
 
     def answers(self, prompts: str) -> Answers:
         """Whether it scores completions of a source's prompts, or compares two.

@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from align.errors import RecipeError
+from align.judges.adaptive import Adapt, AdaptiveJudge
 from align.judges.base import Answer, Answers, Bench, JudgeFailed, JudgeNode, ScoreJudge
 from align.judges.by import JudgedBy
 from align.node import Conflict
@@ -25,6 +27,8 @@ class WeightedReward(JudgedBy):
         yield from super().conflicts()
         if isinstance(self, JudgeNode) and self.gives == "comparisons":
             yield "by", f"{self.by} compares two completions; a reward scores one"
+        if isinstance(self, JudgeNode) and self.adapts:
+            yield "adapt", "only the judge of a stage remembers rounds; write it there"
 
 
 class WeightedRewards(JudgeNode):
@@ -34,7 +38,14 @@ class WeightedRewards(JudgeNode):
     """Who judges: several rewards."""
     rewards: tuple[Annotated[WeightedReward, Open()], ...] = Field(min_length=1)
     """The rewards, each `{by: ..., weight: ...}` with the keys of that judge."""
+    adapt: Adapt | None = None
+    """How the weights follow the rewards from round to round; null leaves them as written."""
     gives: ClassVar[Answers | None] = "scores"
+
+    @property
+    def adapts(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the weights change from round to round."""
+        return self.adapt is not None
 
     @property
     def _judges(self) -> Sequence[JudgeNode]:
@@ -44,6 +55,11 @@ class WeightedRewards(JudgeNode):
     def reads_columns(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether one of them does."""
         return any(judge.reads_columns for judge in self._judges)
+
+    @property
+    def reads_start(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether one of them does."""
+        return any(judge.reads_start for judge in self._judges)
 
     def content(self) -> dict[str, str]:
         """Of all of them, by their place."""
@@ -60,10 +76,24 @@ class WeightedRewards(JudgeNode):
 
     @contextmanager
     def open(self, bench: Bench) -> Iterator[ScoreJudge]:
-        """The judge."""
+        """The judge.
+
+        Raises:
+            RecipeError: its weights are to follow rounds, and there are none here.
+        """
+        weights = [reward.weight for reward in self.rewards]
         with ExitStack() as stack:
             opened: list[Any] = [stack.enter_context(judge.open(bench)) for judge in self._judges]
-            yield WeightedJudge(opened, [reward.weight for reward in self.rewards])
+            if self.adapt is None:
+                yield WeightedJudge(opened, weights)
+                return
+            if bench.state is None:
+                raise RecipeError(
+                    "adapt: weights follow what the judge stage of a loop saw, and this is none; "
+                    "take it out, and write the weights."
+                )
+            labels = [str(reward.by) for reward in self.rewards]
+            yield AdaptiveJudge(opened, labels, weights, self.adapt, bench.state)
 
 
 class WeightedJudge:

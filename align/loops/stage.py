@@ -6,6 +6,9 @@ An artefact is a folder that a stage filled, of a kind such as "policy" or "pair
     policy@start            given to the loop from outside
     policy@round_start      the newest when this round began
     policy@previous_round   the newest when the round before began; in round 1 the given one
+
+What rounds are to remember is an artefact too, so that a replay remembers the same: a stage that
+reads and writes a kind, and names it among its `states`, is given an empty one in round 1.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from align.loops.signals import StopSignal
 from align.node import Node
 
 MOMENTS = ("start", "round_start", "previous_round")
+# Of a kind that rounds remember.
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ def given(kind: str, path: Path, identity: str) -> Artefact:
         identity: a hash of its content; another identity makes every stage that reads it again.
     """
     return Artefact(kind, path, identity, identity, 0)
+
+
+def first_states(stages: Sequence[Stage]) -> list[Artefact]:
+    """What the stages remember from round to round, before the first: nothing."""
+    kinds = dict.fromkeys(kind for stage in stages for kind in getattr(stage, "states", ()))
+    return [given(kind, Path(), "nothing") for kind in kinds]
 
 
 class LiveObjects:
@@ -103,6 +114,18 @@ class StageContext:
     def input(self, read: str) -> Path:
         """Where the artefact of an entry of `reads` lies."""
         return self.inputs[read].path
+
+    def state(self, kind: str) -> dict[str, Any]:
+        """What `remember` left last, in this round or the one before; empty at the beginning."""
+        artefact = self.inputs[kind]
+        if artefact.round == 0:
+            return {}
+        return json.loads((artefact.path / STATE).read_text(encoding="utf-8"))
+
+    def remember(self, kind: str, state: Mapping[str, Any]) -> None:
+        """Leaves what the next reader of `kind` finds; JSON-ready."""
+        text = json.dumps(state, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        (self.output(kind) / STATE).write_text(f"{text}\n", encoding="utf-8")
 
     def output(self, kind: str) -> Path:
         """The folder to fill with an artefact of `kind`."""

@@ -62,6 +62,8 @@ class DataRecipe(Node):
                     f"build.{i}.run",
                     f"{stage.run} makes no data; write it under each_round of a loop",
                 )
+        if self.prompts is not None and self.prompts.curriculum is not None:
+            yield "prompts.curriculum", "it goes from round to round, and a data set is built once"
         if self.prompts is None and any(s.needs_prompts for s in self.build):
             yield "prompts", "is missing; write `prompts: {source: <file>}`"
 

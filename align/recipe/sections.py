@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 
 from align import registry
 from align.built_in import BUILT_IN
+from align.data.curriculum import Curriculum
 from align.data.row_policy import RowPolicy
 from align.errors import RecipeError
 from align.evaluation import Benchmark, EvaluationNode, Measurement
@@ -110,10 +111,18 @@ class Prompts(Node):
     """Prompts of one round; null takes all of them every round, and 256 of a world."""
     seed: int = Field(default=0, ge=0)
     """Seed of a world's prompts and of their order."""
+    curriculum: Curriculum | None = None
+    """How many of a round's prompts each source of the rows gets; null pays sources no heed."""
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
         if (problem := no_such_world(self.source)) is not None:
             yield "source", problem
+        if self.curriculum is None:
+            return
+        if self.source.startswith(WORLD):
+            yield "curriculum", "a world is one source; write the prompts as a file or a folder"
+        if self.per_round is None:
+            yield "per_round", "is missing, and a curriculum shares so many prompts out; write one"
 
 
 class Data(Node, RowPolicy):
@@ -349,6 +358,13 @@ class Recipe(Node):
             yield (
                 "evaluate.suite",
                 "no stage measures a benchmark; write `- {run: evaluate}` behind train",
+            )
+        by_curriculum = self.prompts is not None and self.prompts.curriculum is not None
+        if by_curriculum and not {"generate", "judge"} <= {*ran}:
+            yield (
+                "prompts.curriculum",
+                "it follows what a judge stage says of the generate stage's completions; write "
+                "both under each_round, or take it out",
             )
         if "train" not in ran:
             yield "each_round", "no stage trains; write `- {run: train}` behind the select stage"

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from align import registry
 from align.data.completions import Completion
+from align.data.prompts import Prompt
 from align.errors import DataError
 from align.loops.artefacts import write_lines
 from align.loops.stage import StageContext, StageNode
@@ -22,7 +23,7 @@ from align.policies.openai_http import HttpPolicy
 from align.servers.cached import cached_caller
 from align.servers.endpoint import Endpoint
 from align.stages.policies import borrowed_policy
-from align.stages.prompts import PromptSource
+from align.stages.prompts import CURRICULUM, PromptSource
 from align.stages.workshop import Workshop
 
 
@@ -78,7 +79,6 @@ class GenerateStage:
     node: Generate
     name: str = field(default="generate", init=False)
     version: int = field(default=1, init=False)
-    writes: tuple[str, ...] = field(default=("completions",), init=False)
 
     def __post_init__(self) -> None:
         recipe = self.workshop.recipe
@@ -86,9 +86,19 @@ class GenerateStage:
         self.prompts = PromptSource(recipe.prompts, recipe.data)
 
     @property
+    def states(self) -> tuple[str, ...]:
+        """What is learned from each source of the prompts, where a curriculum heeds it."""
+        return () if self.prompts.section.curriculum is None else (CURRICULUM,)
+
+    @property
     def reads(self) -> tuple[str, ...]:
         """The policy, unless another one behind a server answers."""
-        return ("policy",) if self.node.server is None else ()
+        return (*(("policy",) if self.node.server is None else ()), *self.states)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """The completions, and which sources were asked."""
+        return ("completions", *self.states)
 
     def settings(self) -> Mapping[str, Any]:
         """The node, the prompts, and how the policy's weights are loaded."""
@@ -106,7 +116,7 @@ class GenerateStage:
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Writes one line per prompt."""
         node = self.node
-        prompts = self.prompts.of_round(context.round)
+        prompts, shared = self._asked(context)
         sampling = Sampling(
             max_new_tokens=node.max_new_tokens,
             temperature=node.temperature,
@@ -150,11 +160,22 @@ class GenerateStage:
         return {
             **self.prompts.counts(),
             "prompts": len(prompts),
+            **shared,
             "completions": written,
             "unfinished": sum(not a.finished for of in kept for a in of),
             "failed": dict(sorted(failures.items())),
             "policy": sampler,
         }
+
+    def _asked(self, context: StageContext) -> tuple[list[Prompt], dict[str, Any]]:
+        """The round's prompts, and for the ledger how they were shared out between sources."""
+        if not self.states:
+            return self.prompts.of_round(context.round), {}
+        prompts, state = self.prompts.by_curriculum(context.state(CURRICULUM))
+        context.remember(CURRICULUM, state)
+        asked = Counter(state["asked"])
+        of_sources = {f"share_{name}": share for name, share in state["share"].items()}
+        return prompts, {"asked": {name: asked[name] for name in state["share"]}, **of_sources}
 
     @contextmanager
     def _policy(self, context: StageContext) -> Iterator[Policy]:

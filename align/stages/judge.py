@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeAlias, cast
 from pydantic import Field
 
 from align.data.completions import JudgedPrompt
+from align.data.curriculum import advantages, folded, learnability
 from align.data.messages import Message, prompt_id
 from align.data.records import content_id
 from align.errors import DataError, RecipeError
@@ -20,11 +22,13 @@ from align.judges.matrix import Contest, Matrix, from_scores, preference_matrice
 from align.loops.artefacts import read_lines, write_lines
 from align.loops.stage import StageContext, StageNode
 from align.node import Conflict, own_code
-from align.stages.prompts import PromptSource
-from align.stages.rules import AllPairs, SelectRule, pairs_to_ask
+from align.stages.prompts import CURRICULUM, PromptSource
+from align.stages.rules import AllPairs, SelectRule, numbers_of, pairs_to_ask
 from align.stages.select import Select, select_of
-from align.stages.workshop import Workshop
+from align.stages.workshop import Workshop, start_content
 
+# What rounds remember of a judge whose weights adapt themselves.
+REWARD_WEIGHTS = "reward_weights"
 # Comparisons that a judge is asked for.
 Ask: TypeAlias = Literal["scores", "all_pairs", "tournament", "random_pair"]
 
@@ -36,8 +40,9 @@ class Judge(StageNode, JudgedBy):
     """Which stage."""
     by: Any
     """Who judges: world (exact), answers (a file of known ones), reward_model, preference_model
-    (compares, in both orders), llm (asked pairwise), rewards (a weighted sum), instructions (checks
-    of the row's own), or a function of one's own as file.py:function."""
+    (compares, in both orders), implicit (of a model trained by DPO), llm (asked pairwise), rewards
+    (a weighted sum), instructions (checks of the row's own), or a function of one's own as
+    file.py:function."""
     ask: Ask | None = None
     """What is asked: scores, all_pairs, tournament (11 for 8 completions), or random_pair, the
     comparison that the select stage draws; null takes what the judge and the select stage need."""
@@ -81,8 +86,6 @@ class JudgeStage:
     asked: Ask = field(init=False)
     name: str = field(default="judge", init=False)
     version: int = field(default=1, init=False)
-    reads: tuple[str, ...] = field(default=("completions",), init=False)
-    writes: tuple[str, ...] = field(default=("judged",), init=False)
 
     def __post_init__(self) -> None:
         prompts = self.workshop.recipe.prompts
@@ -94,12 +97,32 @@ class JudgeStage:
             with self.node.judge.open(Bench(Path(), prompts.source)):
                 pass
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """What a curriculum, and weights that adapt themselves, remember from round to round."""
+        by_curriculum = self.prompts.section.curriculum is not None
+        of_weights = (REWARD_WEIGHTS,) if self.node.judge.adapts else ()
+        return (*((CURRICULUM,) if by_curriculum else ()), *of_weights)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The completions."""
+        return ("completions", *self.states)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """What was said of them."""
+        return ("judged", *self.states)
+
     def settings(self) -> Mapping[str, Any]:
         """The node, with the content of what it names; and which comparisons are asked.
 
         Where the judge is served has no part: its name and revision say who it is.
         """
         node = self.node.model_dump(mode="json", exclude={"run", "max_failed", "server"})
+        if node.get("adapt", "") is None:
+            # Loops that were begun before there was this key keep their stages.
+            del node["adapt"]
         server: Any = getattr(self.node, "server", None)
         if server is not None:
             node["server"] = [server.model, server.revision, dict(server.extra)]
@@ -110,6 +133,8 @@ class JudgeStage:
             node["world"] = self.prompts.code
         if self.node.judge.reads_columns:
             node["columns"] = self.prompts.columns_digest()
+        if self.node.judge.reads_start:
+            node["start"] = start_content(self.workshop)
         drawn = self.select.rule_settings() if self.select is not None else None
         return node | {"ask": self.asked, "rule": drawn if self.asked == "random_pair" else None}
 
@@ -118,6 +143,7 @@ class JudgeStage:
         lines = list(read_lines(context.input("completions")))
         with self.node.judge.open(self._bench(context, lines)) as judge:
             judged = judge_prompts(judge, self.asked, self.node, self.select, lines, context.round)
+            adapted: Any = judge if self.node.judge.adapts else None
         # The failures of the generate stage stand in front.
         unjudged = [
             failure
@@ -132,13 +158,32 @@ class JudgeStage:
                 "are kept, so running the same command again asks only for the others."
             )
         write_lines(context.output("judged"), [row.model_dump(mode="json") for row in judged])
+        learned = self._learned(context, judged)
+        if adapted is not None:
+            context.remember(REWARD_WEIGHTS, adapted.state)
+            learned |= adapted.told()
         return {
             "prompts": len(judged),
             "calls": asked,
             "failed": lost,
             **told_of(judged),
+            **learned,
             "judge": judged[0].judge if judged else None,
         }
+
+    def _learned(self, context: StageContext, judged: Sequence[JudgedPrompt]) -> dict[str, float]:
+        """What is still learned from each source of the prompts, where a curriculum heeds it."""
+        curriculum = self.prompts.section.curriculum
+        if curriculum is None:
+            return {}
+        state = context.state(CURRICULUM)
+        found: defaultdict[str, list[float]] = defaultdict(list)
+        for arm, row in zip(state["asked"], judged, strict=True):
+            unit = "win_rate" if row.scores is None else "score"
+            found[arm] += advantages([x for x in numbers_of(row, unit) if x is not None])
+        arms = folded(state["arms"], found, curriculum.window)
+        context.remember(CURRICULUM, {"arms": arms})
+        return {f"learnability_{name}": learnability(arm) for name, arm in arms.items()}
 
     def _bench(self, context: StageContext, lines: Sequence[Mapping[str, Any]]) -> Bench:
         reads_columns = self.node.judge.reads_columns
@@ -149,7 +194,9 @@ class JudgeStage:
             )
             for line in lines
         }
-        return Bench(context.loop, self.prompts.section.source, rows.get)
+        source = self.prompts.section.source
+        state = context.state(REWARD_WEIGHTS) if self.node.judge.adapts else None
+        return Bench(context.loop, source, rows.get, self.workshop.start, state)
 
 
 def told_of(judged: Sequence[JudgedPrompt]) -> dict[str, int | float]:

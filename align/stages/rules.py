@@ -6,6 +6,7 @@
 | `random_pair` | two samples, whatever the judgement (INPO's theorem) | the winner |
 | `all_pairs` | all K (K - 1) / 2 (SPO) | the winner |
 | `tournament` | best and worst of a knockout (INPO in practice) | the best, if it wins |
+| `filtered` | the best and another that a filter keeps (PF-PPO) | the best |
 
 Every candidate is counted: read = kept + dropped by reason. A candidate without the verdict or
 score that its rule needs is dropped as `not_judged`; no number ever stands in for it.
@@ -14,7 +15,7 @@ score that its rule needs is dropped as `not_judged`; no number ever stands in f
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from pydantic import Field
@@ -25,7 +26,8 @@ from align.data.pairs import PreferencePair, check_pair
 from align.data.problems import DroppedRow, RowProblem
 from align.data.row_report import RowReport
 from align.judges.matrix import Match, every_pair, replayed_tournament, win_rates
-from align.node import Node
+from align.node import Conflict, Node
+from align.stages.filters import Filter, drawn_pair
 
 Numbers = Sequence[float | None]
 
@@ -90,12 +92,38 @@ class TournamentPair(Rule):
     """Of P(best beats worst) above 1/2; a pair that is closer is dropped, a tie always."""
 
 
-SelectRule: TypeAlias = BestVsWorst | RandomPair | AllPairs | TournamentPair
+class Filtered(Rule):
+    """Two completions that a filter of PF-PPO keeps (`align.stages.filters`): the best, another."""
+
+    rule: Literal["filtered"] = "filtered"
+    """Which two completions make a pair; the report tells how well the judge's numbers say what is
+    right, before and behind each filter, where the prompts' world knows it."""
+    filter: Filter = "best_random"
+    """best_random: the best against any other; best_worst: against the worst, without a draw."""
+    by: Literal["win_rate", "score"] | None = None
+    """What ranks the completions: win_rate or score; null takes what there is."""
+    min_margin: float = Field(default=0.0, ge=0.0)
+    """A pair that is closer, in the units of `by`, is dropped; equal ones always."""
+    seed: int = Field(default=0, ge=0)
+    """Of the draw, together with the prompt and the round."""
+
+    def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
+        yield from super().conflicts()
+        if self.filter == "best_of_n":
+            yield (
+                "filter",
+                "best_of_n keeps one completion, and a pair needs two; write best_random or "
+                "best_worst",
+            )
+
+
+SelectRule: TypeAlias = BestVsWorst | RandomPair | AllPairs | TournamentPair | Filtered
 RULES: Mapping[str, type[SelectRule]] = {
     "best_vs_worst": BestVsWorst,
     "random_pair": RandomPair,
     "all_pairs": AllPairs,
     "tournament": TournamentPair,
+    "filtered": Filtered,
 }
 
 
@@ -157,8 +185,8 @@ def _candidates(row: JudgedPrompt, rule: SelectRule) -> Sequence[Match | RowProb
             return every_pair(k)
         case RandomPair():
             return _drawn(rule, row.prompt, row.round, k)
-        case BestVsWorst():
-            known = {at: x for at, x in enumerate(_numbers(row, rule.by)) if x is not None}
+        case BestVsWorst() | Filtered():
+            known = {at: x for at, x in enumerate(numbers_of(row, rule.by)) if x is not None}
             if len(known) < 2:
                 detail = f"{len(known)} of {k} completions have a {_unit(row, rule.by)}"
                 return [RowProblem("not_judged", "completions", detail)]
@@ -166,7 +194,12 @@ def _candidates(row: JudgedPrompt, rule: SelectRule) -> Sequence[Match | RowProb
             if best == worst:
                 detail = f"all {len(known)} completions have the same {_unit(row, rule.by)}"
                 return [RowProblem("tie", "completions", detail)]
-            return [(best, worst)]
+            if isinstance(rule, BestVsWorst):
+                return [(best, worst)]
+            draw = random.Random(f"{rule.seed}/{row.round}/{prompt_id(row.prompt)}")
+            places = drawn_pair([*known.values()], rule.filter, draw)
+            (one, other) = ([*known][place] for place in places)
+            return [(one, other)]
         case TournamentPair():
             found = None if row.preferences is None else replayed_tournament(row.preferences)
             if found is None:
@@ -185,8 +218,8 @@ def _pair(row: JudgedPrompt, rule: SelectRule, candidate: Match) -> PreferencePa
     """
     i, j = candidate
     p = None if row.preferences is None else row.preferences[i][j]
-    by = rule.by if isinstance(rule, BestVsWorst | AllPairs) else None
-    numbers = _numbers(row, by)
+    by = rule.by if isinstance(rule, BestVsWorst | AllPairs | Filtered) else None
+    numbers = numbers_of(row, by)
     better = _margin(row, rule, candidate, p, numbers)
     if better < 0:
         i, j = j, i
@@ -228,7 +261,7 @@ def _margin(
         if p < 0.5:
             raise RowProblem("best_lost", "preferences", f"P(best beats worst) is {p:g}")
         better, margin = p - 0.5, p - 0.5
-    elif isinstance(rule, BestVsWorst):
+    elif isinstance(rule, BestVsWorst | Filtered):
         better = margin = difference
     else:
         # Who is better between these two: what the judge said about them, not about the others.
@@ -249,7 +282,7 @@ def _margin(
     return better
 
 
-def _numbers(row: JudgedPrompt, by: str | None) -> Numbers:
+def numbers_of(row: JudgedPrompt, by: str | None) -> Numbers:
     """One number per completion: its win rate or the judge's score; None where there is none."""
     none: Numbers = (None,) * len(row.completions)
     if _unit(row, by) == "win_rate":

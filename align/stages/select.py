@@ -15,7 +15,8 @@ from align.errors import DataError
 from align.loops.artefacts import read_lines, write_lines
 from align.loops.stage import StageContext, StageNode
 from align.node import Node, joined
-from align.stages.rules import RULES, SelectRule, select
+from align.stages.reliability import known_groups, reliability
+from align.stages.rules import RULES, Filtered, SelectRule, numbers_of, select
 from align.stages.workshop import Workshop
 
 
@@ -24,8 +25,9 @@ class Select(StageNode):
 
     run: Literal["select"] = "select"
     """Which stage."""
-    rule: Literal["best_vs_worst", "random_pair", "all_pairs", "tournament"]
-    """Which two completions make a pair; random_pair is the law of INPO's theorem."""
+    rule: Literal["best_vs_worst", "random_pair", "all_pairs", "tournament", "filtered"]
+    """Which two completions make a pair; random_pair is the law of INPO's theorem, filtered keeps
+    what a filter of PF-PPO does."""
     max_dropped: float = Field(default=1.0, ge=0, le=1)
     """Share of candidates that may be dropped before the loop stops; ties are candidates."""
     needs_prompts: ClassVar[bool] = False
@@ -56,7 +58,8 @@ class Select(StageNode):
 
     def stage(self, workshop: Workshop) -> SelectStage:
         """The stage."""
-        return SelectStage(self)
+        prompts = workshop.recipe.prompts
+        return SelectStage(self, "" if prompts is None else prompts.source)
 
 
 def select_of(nodes: Sequence[StageNode]) -> Select | None:
@@ -78,6 +81,8 @@ class SelectStage:
     """Pairs are made of the judged completions."""
 
     node: Select
+    source: str
+    """Of the prompts, which may know what is right."""
     name: str = field(default="select", init=False)
     version: int = field(default=1, init=False)
     reads: tuple[str, ...] = field(default=("judged",), init=False)
@@ -90,7 +95,8 @@ class SelectStage:
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Writes one `PreferencePair` per line, and the count of the others."""
         judged = [JudgedPrompt.model_validate(row) for row in read_lines(context.input("judged"))]
-        pairs, report = select(judged, self.node.as_rule)
+        rule = self.node.as_rule
+        pairs, report = select(judged, rule)
         counts = report.to_json()
         about = {key: counts[key] for key in ("read", "kept", "dropped")}
         kept_ties = sum(pair.preference == 0.5 for pair in pairs)
@@ -105,6 +111,13 @@ class SelectStage:
                 "or take a rule that keeps more."
             )
         report.check(self.node.max_dropped)
+        if isinstance(rule, Filtered):
+            # Win rates are within a prompt; what is asked here is how far the reward itself goes.
+            numbers = [
+                numbers_of(row, rule.by or ("win_rate" if row.scores is None else "score"))
+                for row in judged
+            ]
+            about |= reliability(known_groups(judged, numbers, self.source))
         write_lines(
             context.output("pairs"), [p.model_dump(mode="json", exclude_none=True) for p in pairs]
         )

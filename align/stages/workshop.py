@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from align.loops.stage import Stage, StageNode
 from align.policies.start import start_identity
 from align.recipe import DataRecipe, Recipe
-from align.reference import Identity
+from align.reference import Identity, content_digest
 
 
 @dataclass(frozen=True)
@@ -56,3 +56,10 @@ class Workshop:
             RecipeError: one of them does not fit the rest of the recipe.
         """
         return [node.stage(self) for node in self.nodes]
+
+
+def start_content(workshop: Workshop) -> str:
+    """The content of the policy that a run begins with; a hub id with its revision."""
+    name = content_digest(workshop.start)
+    is_hub = name == workshop.start
+    return f"{name}@{workshop.recipe.model.model_revision}" if is_hub else name

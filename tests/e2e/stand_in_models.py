@@ -118,6 +118,18 @@ def _sums(folder: Path) -> None:
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
+def _sums_dpo(folder: Path) -> None:
+    """The base model a little further on, so that there is a log-ratio."""
+    base = world("sums").base_model()
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1e-3 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
 def _sums_reward(folder: Path) -> None:
     base = str(world("sums").base_model())
     torch.manual_seed(1)
@@ -141,6 +153,7 @@ BUILDERS: dict[str, Callable[[Path], object]] = {
     "reward_model": _reward_model,
     "sums": _sums,
     "sums_reward": _sums_reward,
+    "sums_dpo": _sums_dpo,
     "llava": _llava,
     "qwen": _language_model("qwen", Qwen2Config, Qwen2ForCausalLM),
     # Recipes name some of SmolLM2-135M's 30 layers.

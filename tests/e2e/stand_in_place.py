@@ -45,6 +45,7 @@ LOCAL_MODELS = {
     "outputs/inpo/model": "llama3",
     "outputs/whole-sft": "sums",
     "outputs/whole-reward": "sums_reward",
+    "outputs/dpo-tiny": "sums_dpo",
     # Fetched from the package index, unless a folder of this name stands here.
     "smollm2-135m-instruct": "smollm2",
 }

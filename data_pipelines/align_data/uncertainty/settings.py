@@ -43,6 +43,8 @@ class Rewards(JudgedBy):
             yield "flips", "only a world's exact scores can be turned over; take it out"
         if self.judge.gives == "comparisons":
             yield "by", f"{self.by} compares two responses; name a judge that scores one"
+        if self.judge.adapts:
+            yield "adapt", "only the judge of a stage remembers rounds; write the weights"
 
     @property
     def judge(self) -> JudgeNode:

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from align.registry import WORLD
 from align.runs.manifest import damage, publish
 from align.stages.policies import load_round_policy
 from align.stages.prompts import PromptSource
-from align.stages.workshop import Workshop
+from align.stages.workshop import Workshop, start_content
 from align.worlds import world
 from align_data.site import Site, source_of
 from align_data.stage import PipelineNode, PipelineStage, candidates
@@ -187,9 +187,9 @@ class Uncertainty(UncertaintySettings, PipelineNode):
         rewards = self.rewards
         if rewards is None:
             return None
-        bench = Bench(site.loop, site.prompts)
+        bench = Bench(site.loop, site.prompts, start=site.start)
         if rewards.judge.reads_columns:
-            bench = Bench(site.loop, site.prompts, _rows(site.recipe, site.round))
+            bench = replace(bench, row_of=_rows(site.recipe, site.round))
         judge: Any = stack.enter_context(rewards.judge.open(bench))
         if rewards.flips:
             return FlippedJudge(judge, flips=rewards.flips, seed=site.seed)
@@ -212,6 +212,8 @@ class FilteringStage(PipelineStage[Uncertainty]):
         node = self.node
         found: dict[str, Any] = {"content": node.content()}
         recipe = self.workshop.recipe
+        if node.rewards is not None and node.rewards.judge.reads_start:
+            found["start"] = start_content(self.workshop)
         if node.rewards is None or not node.rewards.judge.reads_columns or recipe.prompts is None:
             return found
         return found | {"columns": PromptSource(recipe.prompts, recipe.data).columns_digest()}

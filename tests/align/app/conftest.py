@@ -9,7 +9,7 @@ import pytest
 
 from align.loops.engine import Loop
 from align.loops.retention import Retention
-from align.loops.stage import Artefact, given
+from align.loops.stage import Artefact, first_states, given
 from align.recipe import Recipe
 from align.reference import content_digest
 from align.runs.ledger import Ledger
@@ -86,10 +86,12 @@ def go(shop_of: Callable[[Recipe], Workshop], policy: Path) -> Callable[..., Gon
         assert recipe.rounds is not None
         with Ledger(folder / "ledger.jsonl") as ledger:
             before = len(list(ledger.records()))
+            stages = shop_of(recipe).stages()
+            first = [given("policy", policy, start), given("anchor", policy, start)]
             loop = Loop(
                 folder,
-                shop_of(recipe).stages(),
-                given=[given("policy", policy, start), given("anchor", policy, start)],
+                stages,
+                given=[*first, *first_states(stages)],
                 rounds=recipe.rounds,
                 seed=recipe.train.seed,
                 ledger=ledger,

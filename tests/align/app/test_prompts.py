@@ -89,3 +89,90 @@ def test_more_problems_than_a_world_has_are_refused() -> None:
     prompts = PromptSource(Prompts(source="world:sums", per_round=10**6), RowPolicy())
     with pytest.raises(RecipeError, match=r"prompts\.per_round is 1000000: .*Write a smaller one"):
         prompts.of_round(1)
+
+
+def by_kind(place: Path, per_round: int = 4, **settings) -> PromptSource:
+    """12 rows: 2 of kind a, 10 of kind b."""
+    rows = [{"prompt": f"p{i}", "kind": "a" if i < 2 else "b"} for i in range(12)]
+    tiny_loops.write_rows(place / "prompts.jsonl", rows)
+    return source(
+        place,
+        per_round=per_round,
+        curriculum={"name": "dump", "column": "kind", **settings},
+    )
+
+
+def test_a_curriculum_asks_equally_much_of_every_source_at_first(place: Path) -> None:
+    prompts, state = by_kind(place).by_curriculum({})
+    assert state["share"] == {"a": 0.5, "b": 0.5}
+    assert state["asked"] == ["a", "a", "b", "b"]
+    assert {prompt.row for prompt in prompts[:2]} == {1, 2}
+    assert {prompt.row for prompt in prompts[2:]} < {*range(3, 13)}
+    # What `align check` looks at.
+    assert by_kind(place).of_round(1) == prompts
+
+
+def test_a_source_goes_through_its_rows_in_turn_and_none_twice_in_a_round(place: Path) -> None:
+    """6 of 10 in a round: what an epoch leaves comes first, then others of the next epoch."""
+    source_ = by_kind(place, per_round=8)
+    state: dict = {}
+    asked = []
+    for _ in range(5):
+        prompts, state = source_.by_curriculum(state)
+        rows = [prompt.row for prompt in prompts if prompt.row > 2]
+        assert len(rows) == len(set(rows)) == 6
+        asked += rows
+    assert sorted(asked[:10]) == list(range(3, 13))
+    assert set(asked[:6]) != set(asked[6:12])
+    # In 30 turns each of 10 stands three times, or once more or less where one was passed over.
+    assert set(Counter(asked).values()) <= {2, 3, 4}
+
+
+def test_what_is_learned_moves_the_round_to_that_source(place: Path) -> None:
+    state = {
+        "arms": {
+            "a": {"seen": 40, "window": [0.0] * 9, "place": 3},
+            "b": {"seen": 40, "window": [1.0] * 9, "place": 0},
+        }
+    }
+    _, found = by_kind(place).by_curriculum(state)
+    assert found["asked"] == ["b"] * 4
+    assert found["share"]["b"] > 0.99
+    _, mild = by_kind(place, temperature=100.0).by_curriculum(state)
+    assert Counter(mild["asked"]) == {"a": 2, "b": 2}
+    assert by_kind(place).by_curriculum(state) == by_kind(place).by_curriculum(state)
+
+
+def test_sources_may_be_files(place: Path) -> None:
+    (place / "rows").mkdir()
+    for name in ("easy", "hard"):
+        tiny_loops.write_rows(
+            place / "rows" / f"{name}.jsonl", [{"prompt": f"{name}{i}"} for i in range(3)]
+        )
+    section = Prompts(source=str(place / "rows"), per_round=4, curriculum={"name": "dump"})
+    _, state = PromptSource(section, RowPolicy()).by_curriculum({})
+    assert state["asked"] == ["easy", "easy", "hard", "hard"]
+
+
+def test_rows_without_a_source_and_a_single_source_are_refused(place: Path) -> None:
+    prompts = by_kind(place)
+    rows = [{"prompt": "p0", "kind": "a"}, {"prompt": "p1"}]
+    tiny_loops.write_rows(place / "prompts.jsonl", rows)
+    with pytest.raises(DataError, match=r"prompts\.jsonl:2: the row has no 'kind'"):
+        prompts.of_round(1)
+    tiny_loops.write_rows(place / "prompts.jsonl", rows[:1])
+    alone = source(place, per_round=1, curriculum={"name": "dump", "column": "kind"})
+    with pytest.raises(DataError, match=r"all prompts of .* have one \(kind: a\)"):
+        alone.of_round(1)
+
+
+def test_the_identity_is_that_of_the_sources_too(place: Path) -> None:
+    plain = source(place, per_round=4).identity
+    assert "curriculum" not in plain
+    before = by_kind(place).identity
+    assert by_kind(place).identity == before
+    assert by_kind(place, window=5).identity != before
+    path = place / "prompts.jsonl"
+    path.write_text(path.read_text().replace('"a"', '"b"', 1))
+    changed = source(place, per_round=4, curriculum={"name": "dump", "column": "kind"})
+    assert changed.identity != before

@@ -2,13 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from align.data.completions import JudgedPrompt
 from align.errors import DataError, RecipeError
-from align.loops.artefacts import read_lines
+from align.judges.matrix import from_scores
+from align.loops.artefacts import read_lines, write_lines
 from align.loops.stage import check_chain
 from align.reference import content_digest
+from align.stages.reliability import r_squared
+from align.stages.select import Select, SelectStage
 from tests import tiny_loops
 
 ORDER = ["01-generate", "02-judge", "03-select", "04-train"]
@@ -219,3 +225,39 @@ def test_the_digest_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
 def test_what_a_stage_says_is_json_without_folders_of_this_machine(gone) -> None:
     text = json.dumps([{str(key): said} for key, said in gone.said.items()], allow_nan=False)
     assert str(gone.run) not in text
+
+
+def test_a_filter_s_report_says_how_far_the_reward_goes(recipe_of, shop_of, tmp_path) -> None:
+    """Reward x in 0, ..., 4 of five answers, of which those above 2 are right."""
+    scores = (0.0, 1.0, 2.0, 3.0, 4.0)
+    texts = [f"17+35=52\n52+28=80\n{n}" for n in (1, 2, 3, 80, 80)]
+    row = JudgedPrompt(
+        prompt=({"role": "user", "content": "17+35+28?"},),
+        source="s",
+        row=1,
+        round=1,
+        sampler="p",
+        completions=tuple(texts),
+        scores=scores,
+        preferences=from_scores(scores),
+        judge="j",
+        calls=5,
+    )
+    (tmp_path / "judged").mkdir()
+    (tmp_path / "pairs").mkdir()
+    write_lines(tmp_path / "judged", [row.model_dump(mode="json")])
+    context: Any = SimpleNamespace(round=1, input=tmp_path.joinpath, output=tmp_path.joinpath)
+
+    node = Select.of(rule="filtered", filter="best_worst")
+    said = SelectStage(node, "world:sums").run(context)
+    right = [0.0, 0.0, 0.0, 1.0, 1.0]
+    assert said["r2_all"] == r_squared([(s, c, 1.0) for s, c in zip(scores, right, strict=True)])
+    # x 0 to 4, y 0, 0, 0, 1, 1: xy = 3, xx = 10, yy = 1.2, so R^2 = 9 / 12.
+    assert said["r2_all"] == pytest.approx(0.75)
+    # Two points are always on a line.
+    assert {name for name in said if name.startswith("r2")} == {"r2_all", "r2_best_random"}
+    (pair,) = read_lines(tmp_path / "pairs")
+    assert pair["chosen"][0]["content"].endswith("80")
+    assert "r2_all" not in SelectStage(node, "prompts.jsonl").run(context)
+    other = Select.of(rule="best_vs_worst")
+    assert "r2_all" not in SelectStage(other, "world:sums").run(context)

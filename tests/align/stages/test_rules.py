@@ -10,6 +10,7 @@ from align.judges.matrix import every_pair, from_scores
 from align.stages.rules import (
     AllPairs,
     BestVsWorst,
+    Filtered,
     RandomPair,
     TournamentPair,
     pairs_to_ask,
@@ -17,7 +18,7 @@ from align.stages.rules import (
 )
 from align.stages.select import Select
 
-RULES = [BestVsWorst(), RandomPair(), AllPairs(), TournamentPair()]
+RULES = [BestVsWorst(), RandomPair(), AllPairs(), TournamentPair(), Filtered()]
 # Leave-one-out win rates .4, .65, .45.
 P = ((0.5, 0.7, 0.1), (0.3, 0.5, 1.0), (0.9, 0.0, 0.5))
 
@@ -238,6 +239,45 @@ def test_every_candidate_is_counted(rule):
         assert pair.chosen != pair.rejected
         assert pair.source == "test"
     assert {pair.row for pair in pairs} | {row.row for row in report.rows} == set(range(1, 200))
+
+
+def test_a_filter_takes_the_best_against_another_by_the_paper_s_weights():
+    """Four samples: each of the other three is in the pair with twice its weight, 1/3."""
+    scores = (1.0, 5.0, -2.0, 3.0)
+    rows = [judged(tuple("abcd"), None, scores, row=n, prompt=f"{n}?") for n in range(1, 3001)]
+    pairs, report = select(rows, Filtered())
+    assert report.kept == 3000
+    assert {pair.chosen for pair in pairs} == {"b"}
+    rejected = Counter(pair.rejected for pair in pairs)
+    assert {key: n / 3000 for key, n in rejected.items()} == pytest.approx(
+        {"a": 1 / 3, "c": 1 / 3, "d": 1 / 3}, abs=0.03
+    )
+    assert select(rows, Filtered())[0] == pairs
+    assert select(rows, Filtered(seed=1))[0] != pairs
+    later = [row.model_copy(update={"round": 2}) for row in rows]
+    assert sides(select(later, Filtered())[0]) != sides(pairs)
+
+
+def test_the_ends_that_a_filter_takes_are_the_best_and_the_worst():
+    row = judged(tuple("abcd"), None, (1.0, 5.0, None, -2.0))
+    (pair,), _ = select([row], Filtered(filter="best_worst"))
+    assert (pair.chosen, pair.rejected) == ("b", "d")
+    assert (pair.chosen_score, pair.rejected_score) == (5.0, -2.0)
+    assert select([row], Filtered(filter="best_worst", min_margin=7.5))[1].dropped == {
+        "small_margin": 1
+    }
+    # The other one may be as good as the best: that says nothing.
+    equal = judged(tuple("abc"), None, (1.0, 1.0, 0.0))
+    found = {
+        tuple(select([equal.model_copy(update={"round": n})], Filtered())[1].dropped)
+        for n in range(20)
+    }
+    assert found == {(), ("tie",)}
+
+
+def test_one_sample_is_no_pair():
+    with pytest.raises(ValidationError, match="keeps one completion, and a pair needs two"):
+        Filtered(filter="best_of_n")
 
 
 def test_messages_become_one_assistant_turn_and_the_group_is_the_prompt():
