@@ -23,6 +23,8 @@ class CompletionGroup(Record):
         advantages: how much better a completion is than what was to be expected.
         token_advantages: the same of each of its tokens, the end token included.
         token_weights: of each of its tokens.
+        finished: False where a completion is the beginning of an answer: no end token is trained
+            behind it.
         group_id: rows of one question share it.
         source: the file, or hub id@revision.
         row: 1-based number of the row in `source`.
@@ -35,6 +37,7 @@ class CompletionGroup(Record):
     advantages: tuple[float, ...] | None = None
     token_advantages: tuple[tuple[float, ...], ...] | None = None
     token_weights: tuple[tuple[float, ...], ...] | None = None
+    finished: tuple[bool, ...] | None = None
     group_id: str | None = None
     source: str
     row: int = Field(ge=1)
@@ -51,6 +54,10 @@ class CompletionGroup(Record):
         """The completions, each by what errors call it."""
         return {f"completions[{k}]": text for k, text in enumerate(self.completions)}
 
+    def ends(self) -> tuple[bool, ...]:
+        """Whether each completion is a whole answer."""
+        return self.finished or (True,) * len(self.completions)
+
 
 def check_group(group: CompletionGroup) -> None:
     """Raise the first thing that is wrong with the texts of `group`, or with what is beside them.
@@ -59,7 +66,8 @@ def check_group(group: CompletionGroup) -> None:
         RowProblem: as `check_texts`, or `bad_score`.
     """
     check_texts(group.prompt, group.named())
-    for name in ("scores", "labels", "advantages", "token_advantages", "token_weights"):
+    beside = ("scores", "labels", "advantages", "token_advantages", "token_weights", "finished")
+    for name in beside:
         values = getattr(group, name)
         if values is not None and len(values) != len(group.completions):
             detail = f"{len(values)} for {len(group.completions)} completions"

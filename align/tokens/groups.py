@@ -61,7 +61,8 @@ def encode_groups(
     for group in groups:
         try:
             sides = group.named()
-            prompt_ids, ids, notes = encoder.encode_sides(group.prompt, sides, sides)
+            whole = {at for at, ends in zip(sides, group.ends(), strict=True) if ends}
+            prompt_ids, ids, notes = encoder.encode_sides(group.prompt, sides, whole)
             made.append(
                 _checked(TokenizedGroup(prompt_ids, [*ids.values()], group, notes), encoder)
             )
@@ -165,8 +166,8 @@ def group_table(rows: Sequence[TokenizedGroup]) -> datasets.Dataset:
 def _checked(made: TokenizedGroup, encoder: Encoder) -> TokenizedGroup:
     """`made` with numbers for each of its tokens, within the budget of tokens."""
     group = made.group
-    for k, ids in enumerate(made.completions_ids):
-        if len(ids) < 2:
+    for k, (ids, ends) in enumerate(zip(made.completions_ids, group.ends(), strict=True)):
+        if len(ids) < 1 + ends:
             raise RowProblem("empty_completion", f"completions[{k}]", "no token but the end token")
         for name in PER_TOKEN:
             values = getattr(group, name)

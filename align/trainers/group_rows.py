@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import extract_prompt
@@ -16,7 +16,7 @@ from trl.data_utils import extract_prompt
 from align.data.formats.groups import groups_from_rows
 from align.data.row_policy import RowPolicy
 from align.data.row_report import RowReport
-from align.errors import DataError
+from align.errors import DataError, RecipeError
 from align.tokens.groups import (
     TokenizedGroup,
     encode_groups,
@@ -43,6 +43,7 @@ SIDED = {
     "_ids": "completion_ids",
     "_score": "score",
     "_token_weight": "token_weight",
+    "_ends": "finished",
 }
 # `unpair_preference_dataset` maps batches of the size that `Dataset.map` has by default.
 UNPAIRED_AT_ONCE = 1000
@@ -57,6 +58,16 @@ class GroupRows(RowPreparation, LiveRoles):
     def gathers_prompts(self) -> bool:
         """Whether rows of one completion each become one row per prompt."""
         return True
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Dataset | IterableDataset:
+        if hasattr(processing_class, "image_processor"):
+            raise RecipeError(
+                f"{type(self).__name__} takes models of text, and this one has a processor of "
+                "pictures: train it on pairs."
+            )
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _is_tokenised(self, columns: Collection[str]) -> bool:
         return "completions_ids" in columns and not TEXTS & set(columns)
@@ -78,6 +89,13 @@ class GroupRows(RowPreparation, LiveRoles):
     def _tokenised_row(
         self, row: Mapping[str, Any], number: int, processing_class: Any, args: Any, name: str
     ) -> list[dict[str, Any]]:
+        if {"chosen", "chosen_ids"} & row.keys():
+            raise DataError(
+                f"The {name} data is a stream of pairs, and a pair is two rows here: unpair it "
+                "first (trl.unpair_preference_dataset), or load it as a table."
+            )
+        if "completion_ids" in row and not TEXTS & row.keys():
+            return as_groups(Dataset.from_list([dict(row)])).to_list()
         try:
             made, _ = encoded([(number + 1, row)], processing_class, args, name)
         except DataError as error:
@@ -177,6 +195,8 @@ def unpaired(dataset: Dataset) -> Dataset:
             for row in rows:
                 one = {k: v for k, v in row.items() if not k.startswith(("chosen", "rejected"))}
                 one |= {name: row[side + end] for end, name in sided.items()}
+                if one.get("finished", True) is None:
+                    one["finished"] = True
                 for column, value in (one | {"label": side == "chosen"}).items():
                     made.setdefault(column, []).append(value)
     return Dataset.from_dict(made)

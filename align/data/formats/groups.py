@@ -2,7 +2,7 @@
 
 A row is one completion (TRL's unpaired format: `prompt`, `completion`, and `label`, `score`,
 `advantage`, `token_advantage`, `token_weight`), or all of a prompt's: the same columns in the
-plural, lists with one entry per completion.
+plural, lists with one entry per completion. `finished` is false for the beginning of an answer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from align.data.row_policy import RowPolicy
 from align.data.row_report import RowReport
 
 BESIDE = ("score", "label", "advantage", "token_advantage", "token_weight")
-USED = ("prompt", "completion", "completions", "group_id", *BESIDE, *(f"{n}s" for n in BESIDE))
+TEXTS = ("prompt", "completion", "completions")
+USED = (*TEXTS, "group_id", "finished", *BESIDE, *(f"{name}s" for name in BESIDE))
 
 
 def groups_from_rows(
@@ -91,10 +92,11 @@ def group_of_row(
         prompt=prompt,
         completions=tuple(completions),
         scores=_numbers(row, "score", several=several),
-        labels=_labels(row, several=several),
+        labels=_truths(row, "labels" if several else "label", several=several),
         advantages=_numbers(row, "advantage", several=several),
         token_advantages=_per_token(row, "token_advantage", several=several),
         token_weights=_per_token(row, "token_weight", several=several),
+        finished=_truths(row, "finished", several=several),
         group_id=None if group is None else str(group),
         source=source,
         row=number,
@@ -116,8 +118,7 @@ def _numbers(row: Mapping[str, Any], name: str, *, several: bool) -> tuple[float
     return None if row.get(name) is None else (number_of(row[name], name),)
 
 
-def _labels(row: Mapping[str, Any], *, several: bool) -> tuple[bool, ...] | None:
-    column = "labels" if several else "label"
+def _truths(row: Mapping[str, Any], column: str, *, several: bool) -> tuple[bool, ...] | None:
     values = row.get(column)
     if values is None:
         return None

@@ -103,6 +103,39 @@ def test_same_trajectory_as_trl(loss_type, adapter, tiny_folder, tiny_tokenizer,
         assert found[name] == pytest.approx(wanted[name], abs=1e-5, rel=1e-5), name
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precompute_ref_log_probs": True, "precompute_ref_batch_size": 3},
+        {"sync_ref_model": True, "ref_model_sync_steps": 2},
+    ],
+    ids=["precomputed", "renewed"],
+)
+def test_the_reference_is_had_as_trl_has_it(changes, tiny_folder, tiny_tokenizer, tmp_path) -> None:
+    common = {"train_dataset": some_rows(), "processing_class": tiny_tokenizer}
+    theirs = trl.KTOTrainer(
+        tiny_folder, args=kto(tmp_path / "trl", trl.KTOConfig, **changes), **common
+    )
+    ours = KTOTrainer(tiny_folder, args=kto(tmp_path / "ours", **changes), **common)
+    for trainer in (theirs, ours):
+        trainer.train()
+    found, wanted = ([row["loss"] for row in records(one)] for one in (ours, theirs))
+    assert found == pytest.approx(wanted, abs=1e-5)
+    assert len(set(found)) == STEPS
+
+
+def test_a_stream_without_a_kl_term_is_trained_on_as_its_rows_would_be(built) -> None:
+    changes = {"loss_type": "apo_zero_unpaired", "max_steps": 3}
+    table, stream = (
+        built(changes=changes),
+        built(some_rows().to_iterable_dataset(), changes=changes),
+    )
+    for trainer in (table, stream):
+        trainer.train()
+    found, wanted = ([row["loss"] for row in records(one)] for one in (stream, table))
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
 SPLITS = {
     "micro-batches": (3, 4, None),
     "packed": (12, 1, 60),
