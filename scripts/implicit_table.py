@@ -21,6 +21,7 @@ import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -28,7 +29,7 @@ import yaml
 from align.app.train import train_recipe
 from align.data.messages import Message
 from align.data.pairs import PreferencePair
-from align.estimates import Estimate, mean, proportion
+from align.estimates import Estimate, proportion
 from align.judges.base import Answer, Bench, JudgeNode
 from align.judges.implicit import ImplicitReward
 from align.judges.reward_model import RewardModel
@@ -162,16 +163,21 @@ def main() -> None:
                 one_seed(asked.seeds[0], dict.fromkeys(RATES, rate), Path(name))
             return
         every = {seed: one_seed(seed, RATES, Path(name)) for seed in asked.seeds}
-    print("\n| pairs | implicit, % | explicit, % | difference, points | pairs |")
+    print("\n| told apart | implicit, % | explicit, % | difference, points | pairs |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for key in SETS:
         implicit, explicit = (
             [told for seed in asked.seeds for told in every[seed][judge][key]] for judge in RATES
         )
         n = len(implicit)
-        gap = mean([a - b for a, b in zip(implicit, explicit, strict=True)], what="difference")
         both = (proportion(sum(implicit), n), proportion(sum(explicit), n))
-        print(f"| {key} | {' | '.join(_cell(found) for found in (*both, gap))} | {n} |")
+        # Training varies more than the choice of pairs does, so the seeds are what counts here.
+        gaps = [
+            100 * (fmean(every[seed]["implicit"][key]) - fmean(every[seed]["explicit"][key]))
+            for seed in asked.seeds
+        ]
+        gap = f"{fmean(gaps):.1f} ({min(gaps):.1f} to {max(gaps):.1f})"
+        print(f"| {key} | {' | '.join(map(_cell, both))} | {gap} | {n} |")
     if asked.out:
         asked.out.write_text(json.dumps(every) + "\n")
 

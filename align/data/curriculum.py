@@ -4,9 +4,10 @@
     score          U_d = L_d + sqrt(2 ln(N + 1) / (n_d + 1))
     share          P_d = exp(U_d / temperature) / sum over e of exp(U_e / temperature)
 
-n_d are the completions of source d that were scored so far, N those of all sources; A is the
+n_d are the completions of source d that were drawn so far, those that gave no score included (else
+a source that none can be scored of would be asked for ever); N are those of all sources; A is the
 advantage of GRPO, (r - mean r) / std r over the completions of one prompt, and 0 where all are
-equal: what is always right and what is always wrong teaches nothing. Before anything was scored all
+equal: what is always right and what is always wrong teaches nothing. Before anything was drawn all
 shares are equal.
 
 Source: Wang et al. 2025, "DUMP: Automated Distribution-Level Curriculum Learning for RL-based LLM
@@ -97,18 +98,21 @@ def advantages(rewards: Sequence[float]) -> list[float]:
     return [(reward - middle) / spread if spread else 0.0 for reward in rewards]
 
 
-def folded(arms: Arms, found: Mapping[str, Sequence[float]], window: int) -> dict[str, Any]:
+def folded(
+    arms: Arms, drawn: Mapping[str, int], found: Mapping[str, Sequence[float]], window: int
+) -> dict[str, Any]:
     """The sources behind a round.
 
     Args:
         arms: as they were.
+        drawn: completions of the round by source.
         found: advantages of the round's completions by source, in the order of the prompts.
         window: how many of the last ones are kept.
     """
     return {
         name: {
             **arm,
-            "seen": arm["seen"] + len(found.get(name, ())),
+            "seen": arm["seen"] + drawn.get(name, 0),
             "window": [*arm["window"], *(abs(a) for a in found.get(name, ()))][-window:],
         }
         for name, arm in arms.items()

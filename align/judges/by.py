@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,11 +47,18 @@ def judge_class(name: str) -> type[JudgeNode]:
     found = registry.find(kind, name)
     value = found.value
     if not isinstance(value, type) and callable(value):
-        value = judge_of(value, name)
+        return _node_of(value, kind, name, found.code)
     if not (isinstance(value, type) and issubclass(value, JudgeNode)):
         raise RecipeError(
             f"The judge {name} ({found.origin}) is no function, and no subclass of "
             "align.judges.base.JudgeNode. See docs/extending.md for what a recipe can name."
         )
     named: Any = registry.named(value, kind, name, found.code)
+    return named
+
+
+@functools.cache
+def _node_of(function: Any, kind: Any, name: str, code: str | None) -> type[JudgeNode]:
+    # One class for one function, or a recipe that names it would never equal itself.
+    named: Any = registry.named(judge_of(function, name), kind, name, code)
     return named

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +158,7 @@ class JudgeStage:
                 "are kept, so running the same command again asks only for the others."
             )
         write_lines(context.output("judged"), [row.model_dump(mode="json") for row in judged])
-        learned = self._learned(context, judged)
+        learned = self._learned(context, lines, judged)
         if adapted is not None:
             context.remember(REWARD_WEIGHTS, adapted.state)
             learned |= adapted.told()
@@ -171,17 +171,24 @@ class JudgeStage:
             "judge": judged[0].judge if judged else None,
         }
 
-    def _learned(self, context: StageContext, judged: Sequence[JudgedPrompt]) -> dict[str, float]:
+    def _learned(
+        self,
+        context: StageContext,
+        lines: Sequence[Mapping[str, Any]],
+        judged: Sequence[JudgedPrompt],
+    ) -> dict[str, float]:
         """What is still learned from each source of the prompts, where a curriculum heeds it."""
         curriculum = self.prompts.section.curriculum
         if curriculum is None:
             return {}
         state = context.state(CURRICULUM)
+        drawn: Counter[str] = Counter()
         found: defaultdict[str, list[float]] = defaultdict(list)
-        for arm, row in zip(state["asked"], judged, strict=True):
+        for arm, line, row in zip(state["asked"], lines, judged, strict=True):
+            drawn[arm] += len(line["completions"]) + len(line["failures"])
             unit = "win_rate" if row.scores is None else "score"
             found[arm] += advantages([x for x in numbers_of(row, unit) if x is not None])
-        arms = folded(state["arms"], found, curriculum.window)
+        arms = folded(state["arms"], drawn, found, curriculum.window)
         context.remember(CURRICULUM, {"arms": arms})
         return {f"learnability_{name}": learnability(arm) for name, arm in arms.items()}
 

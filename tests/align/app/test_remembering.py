@@ -46,6 +46,7 @@ def state_of(gone, number: int, stage: str, kind: str) -> dict:
 def test_what_is_remembered_is_what_was_seen(recipe_of, go, place, tmp_path) -> None:
     gone = go(recipe_of(**changes(place)), tmp_path / "run")
     seen: dict[str, list[float]] = {"a": [], "b": []}
+    drawn = {"a": 0, "b": 0}
     variances: list[float] = []
     for number in (1, 2):
         asked = state_of(gone, number, "generate", "curriculum")["asked"]
@@ -56,10 +57,12 @@ def test_what_is_remembered_is_what_was_seen(recipe_of, go, place, tmp_path) -> 
         assert asked == [kinds[row["prompt"][0]["content"]] for row in judged]
         for kind, row in zip(asked, judged, strict=True):
             seen[kind] += [abs(a) for a in advantages([s for s in row["scores"] if s is not None])]
+            drawn[kind] += 4
         found = state_of(gone, number, "judge", "curriculum")["arms"]
         for kind, arm in found.items():
             assert arm["window"] == seen[kind]
-            assert arm["seen"] == len(seen[kind])
+            # Four of each prompt, those among them that did not end.
+            assert arm["seen"] == drawn[kind]
             assert gone.said[number, "judge"][f"learnability_{kind}"] == pytest.approx(
                 statistics.fmean(seen[kind])
             )

@@ -63,8 +63,9 @@ def test_advantages_are_those_of_grpo():
 
 def test_the_window_keeps_the_last_and_the_count_keeps_all():
     arms = {"a": {"seen": 2, "window": [0.1, 0.2], "place": 4}, "b": UNSEEN}
-    found = folded(arms, {"a": [-0.3, 0.4]}, window=3)
-    assert found["a"] == {"seen": 4, "window": [0.2, 0.3, 0.4], "place": 4}
+    # Of five completions three gave no score: they were drawn all the same.
+    found = folded(arms, {"a": 5}, {"a": [-0.3, 0.4]}, window=3)
+    assert found["a"] == {"seen": 7, "window": [0.2, 0.3, 0.4], "place": 4}
     assert found["b"] == UNSEEN
 
 
