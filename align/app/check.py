@@ -64,11 +64,11 @@ class CheckReport:
             f"token invariants: hold on all {self.unit}",
             f"parameters: {self.parameters.total:,}, trained {self.parameters.trained:,}",
             f"memory: about {self._memory(self.memory)}; "
-            f"{size_of(self.machine.free_memory)} free on {self.machine.memory_of}",
+            f"{_size(self.machine.free_memory)} free on {self.machine.memory_of}",
             *([f"evaluation: about {self._memory(self.evaluating)}"] if self.evaluating else []),
-            f"disk: about {size_of(self.disk.total)} ({self.disk.checkpoints} checkpoints of "
-            f"{size_of(self.disk.checkpoint)}, model {size_of(self.disk.model)}, caches "
-            f"{size_of(self.disk.caches)}); {size_of(self.machine.free_disk)} free",
+            f"disk: about {_size(self.disk.total)} ({self.disk.checkpoints} checkpoints of "
+            f"{_size(self.disk.checkpoint)}, model {_size(self.disk.model)}, caches "
+            f"{_size(self.disk.caches)}); {_size(self.machine.free_disk)} free",
             *(f"warning: {warning}" for warning in self.warnings),
         ]
         if self.example is not None:
@@ -78,8 +78,8 @@ class CheckReport:
     def _memory(self, of: Memory) -> str:
         parts = {f.name: getattr(of, f.name) for f in fields(Memory)}
         parts |= {"program": self.machine.program}
-        listed = ", ".join(f"{name} {size_of(size)}" for name, size in parts.items() if size)
-        return f"{size_of(of.total + self.machine.program)} per process ({listed})"
+        listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
+        return f"{_size(of.total + self.machine.program)} per process ({listed})"
 
 
 def check(
@@ -162,9 +162,9 @@ def require_disk(disk: Disk, machine: Machine) -> None:
     """
     if disk.total > machine.free_disk:
         raise MachineError(
-            f"The run needs about {size_of(disk.total)} of disk ({disk.checkpoints} checkpoints of "
-            f"{size_of(disk.checkpoint)}, model {size_of(disk.model)}, caches {size_of(disk.caches)}) "
-            f"and {size_of(machine.free_disk)} are free: set train.save_total_limit: 1, raise "
+            f"The run needs about {_size(disk.total)} of disk ({disk.checkpoints} checkpoints of "
+            f"{_size(disk.checkpoint)}, model {_size(disk.model)}, caches {_size(disk.caches)}) "
+            f"and {_size(machine.free_disk)} are free: set train.save_total_limit: 1, raise "
             "train.save_steps, or name a --run folder on another disk."
         )
 
@@ -196,7 +196,7 @@ def warnings_of(
         yield f"train.warmup_steps: warm-up lasts as long as the whole run of {steps} steps"
     if memory.total > machine.free_memory:
         yield (
-            f"memory: about {size_of(memory.total)} is more than the {size_of(machine.free_memory)} "
+            f"memory: about {_size(memory.total)} is more than the {_size(machine.free_memory)} "
             f"free on {machine.memory_of}; lower train.per_device_train_batch_size, or train an "
             "adapter"
         )
@@ -216,8 +216,8 @@ def too_large(evaluating: Memory | None, machine: Machine) -> Iterator[str]:
     """That the evaluation may not fit."""
     if evaluating is not None and evaluating.total > machine.free_memory:
         yield (
-            f"evaluation: about {size_of(evaluating.total)} is more than the "
-            f"{size_of(machine.free_memory)} free on {machine.memory_of}; lower train.token_budget, "
+            f"evaluation: about {_size(evaluating.total)} is more than the "
+            f"{_size(machine.free_memory)} free on {machine.memory_of}; lower train.token_budget, "
             "or train.per_device_eval_batch_size where there is none"
         )
 
@@ -242,8 +242,7 @@ def _render(row: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> str:
     return "\n".join(f"--- {name} ({counts[name]}) ---\n{text[name]}" for name in parts)
 
 
-def size_of(count: float) -> str:
-    """Bytes for people."""
+def _size(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -115,8 +115,8 @@ def _check_greedy(generate: Generate | None, judge: JudgeStage | None) -> None:
         )
     if judge is not None and judge.asked != "scores":
         raise RecipeError(
-            f"each_round: `advantage: greedy` needs scores, and the judge compares ({judge.asked}); "
-            "write `advantage: mean`, or name a judge that scores."
+            f"each_round: `advantage: greedy` needs scores, and the judge compares "
+            f"({judge.asked}); write `advantage: mean`, or name a judge that scores."
         )
 
 

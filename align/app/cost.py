@@ -12,8 +12,8 @@ Parameters are counted on a model built on torch's meta device. The estimates, i
     logits       scored tokens x vocabulary x 2 float32, logits and gradient, of one chunk of the
                  LM head at most
     tokens       of the longest pairs (or groups) that make a device's batch, the prompt of each
-                 once; at most the token budget, unless one is longer. A model that cannot share prompts
-                 computes each one twice, and padding
+                 once; at most the token budget, unless one is longer. A model that cannot share
+                 prompts computes each one for every completion, and padding
 
 Frozen roles are scored before training and cached, so they take no memory beside the policy.
 """

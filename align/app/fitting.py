@@ -45,7 +45,7 @@ class Encoded:
 def broken_invariant(
     row: TokenizedPair, tokenizer: PreTrainedTokenizerBase, policy: RowPolicy, vocabulary: int
 ) -> str | None:
-    """The first promise of `align.tokens.encoder` that a pair does not keep; None when it keeps all.
+    """The first promise of `align.tokens.encoder` that a pair breaks; None when it keeps all.
 
     Args:
         row: token ids of a pair.
@@ -185,9 +185,9 @@ def check_columns(recipe: Recipe, pairs: Sequence[TokenizedPair]) -> None:
                 f"pairs have none (first: {first.source}:{first.row}): give every row chosen_score "
                 "and rejected_score, or choose an objective without `score`."
             )
-    for column, field in (("preference", "preference"), ("chosen_token_weight", "token_weight")):
+    for column, name in (("preference", "preference"), ("chosen_token_weight", "token_weight")):
         carried = all(getattr(pair.pair, column) is not None for pair in pairs)
-        if carried and field not in objective.needs | objective.accepts:
+        if carried and name not in objective.needs | objective.accepts:
             raise DataError(
                 f"The pairs carry `{column}`, and objective `{objective.name}` has no form that "
                 "honours it: leave that column out, or choose an objective that accepts it."

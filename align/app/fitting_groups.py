@@ -78,7 +78,9 @@ def check_group_invariants(
     broken: list[str] = []
     for row in rows:
         sides = {f"completions[{k}]": ids for k, ids in enumerate(row.completions_ids)}
-        encoded = Encoded(row.group.prompt, row.prompt_ids, sides, row.notes)
+        ends = zip(sides, row.group.ends(), strict=True)
+        is_open = frozenset(side for side, whole in ends if not whole)
+        encoded = Encoded(row.group.prompt, row.prompt_ids, sides, row.notes, open_sides=is_open)
         problem = broken_promise(encoded, tokenizer, policy, vocabulary)
         if problem is not None:
             broken.append(f"{row.group.source}:{row.group.row}: {problem}")

@@ -1,8 +1,8 @@
 """Judged samples -> groups of completions: the rule `groups` of the select stage.
 
 Every prompt is counted: read = kept + dropped by reason. So is every completion: kept, or left out
-because it has no number (`not_judged`), does not end (`unfinished`), is only the yardstick
-(`greedy`), is too long, is empty, or because a filter of PF-PPO does not keep it (`not_drawn`).
+because it has no number (`not_judged`), is only the yardstick (`greedy`), is too long, is empty, or
+because a filter of PF-PPO does not keep it (`not_drawn`).
 Labels and advantages are made of the numbers of all judged completions, before a filter.
 """
 
@@ -112,12 +112,14 @@ def _group(row: JudgedPrompt, rule: Groups) -> tuple[CompletionGroup, Counter[st
     advantages = _advantages(row, rule, numbers, scores)
     stay = _stay(row, rule, scores)
     left_out["not_drawn"] += len(scores) - len(stay)
+    finished = tuple(places[k] not in row.unfinished for k in stay)
     group = CompletionGroup(
         prompt=row.prompt,
         completions=tuple(as_text(row.prompt, row.completions[places[k]]) for k in stay),
         scores=tuple(scores[k] for k in stay),
         labels=None if labels is None else tuple(labels[k] for k in stay),
         advantages=None if advantages is None else tuple(advantages[k] for k in stay),
+        finished=None if all(finished) else finished,
         group_id=row.group_id if row.group_id is not None else prompt_id(row.prompt),
         source=row.source,
         row=row.row,
@@ -137,9 +139,6 @@ def _usable(
             left_out["greedy"] += 1
         elif number is None:
             left_out["not_judged"] += 1
-        elif place in row.unfinished:
-            # It has no end token, which every completion of a group is trained with.
-            left_out["unfinished"] += 1
         elif not text.strip():
             left_out["empty_completion"] += 1
         elif rule.max_characters is not None and len(text) > rule.max_characters:

@@ -150,6 +150,8 @@ def _joined(rows: Sequence[CompletionGroup]) -> CompletionGroup:
     for name in columns:
         values = [getattr(row, name) for row in rows]
         found[name] = None if None in values else tuple(value[0] for value in values)
+    if any(row.finished is not None for row in rows):
+        found["finished"] = tuple(row.ends()[0] for row in rows)
     return rows[0].model_copy(update=found)
 
 
