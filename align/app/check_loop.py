@@ -90,8 +90,8 @@ def check_rule(recipe: Recipe, stages: list[Stage]) -> None:
     for column, example in made_of_scores.items():
         if column in recipe.objective.needs and getattr(rule, column) is None:
             raise RecipeError(
-                f"each_round: objective {name} needs a {column} of each completion, and the select "
-                f"stage makes none; write `{column}: {example}` beside `rule: groups`."
+                f"each_round: objective {name} needs the column {column} of each completion, and "
+                f"the select stage makes none; write `{column}: {example}` beside `rule: groups`."
             )
     of_tokens = sorted({"token_advantage", "token_weight"} & recipe.objective.needs)
     if of_tokens:

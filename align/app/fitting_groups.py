@@ -44,7 +44,7 @@ def check_group_columns(recipe: Recipe, groups: Sequence[TokenizedGroup]) -> Non
         without = [row.group for row in groups if getattr(row.group, column) is None]
         if need in objective.needs and without:
             raise DataError(
-                f"Objective `{objective.name}` needs a {need} of each completion, and "
+                f"Objective `{objective.name}` needs the column {need} of each completion, and "
                 f"{len(without)} of {len(groups)} groups have none (first: {without[0].source}:"
                 f"{without[0].row}): give every row `{need}`, or `{column}` where it has several "
                 f"completions{hint}."

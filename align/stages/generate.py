@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import Field
@@ -154,7 +154,7 @@ class GenerateStage:
                 answers = [[*of, *more] for of, more in zip(answers, behind, strict=True)]
             if node.greedy:
                 likeliest = policy.generate(
-                    prompts, 1, replace(sampling, temperature=0.0), context.seed
+                    prompts, 1, sampling.model_copy(update={"temperature": 0.0}), context.seed
                 )
                 answers = [[*of, *one] for of, one in zip(answers, likeliest, strict=True)]
             sampler = policy.identity
