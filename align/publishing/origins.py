@@ -143,7 +143,8 @@ def pairs_told(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     calls = f" and {loop['judge_calls']:,} judgements" if loop.get("judge_calls") else ""
     kind = "groups" if loop.get("groups") else "pairs"
     made = f" They are {loop[kind]:,} {kind}{calls} in all." if loop.get(kind) else ""
+    rounds = recipe.get("rounds", "its")
     return (
-        f"{kind.capitalize()} that the loop made in {recipe.get('rounds', 'its')} rounds out of its "
-        f"policies' own answers{judged}. Prompts from {named(asked)}{split_in(prompts, asked)}.{made}"
+        f"{kind.capitalize()} that the loop made in {rounds} rounds out of its policies' own "
+        f"answers{judged}. Prompts from {named(asked)}{split_in(prompts, asked)}.{made}"
     )

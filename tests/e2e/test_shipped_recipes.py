@@ -220,8 +220,9 @@ def an_offline_run(run: Path, metrics: Metrics, nodes: dict[str, Any], shown: st
         assert metrics["after"]["sums/sampled_accuracy"]["n"] == 8
         assert "| sampled accuracy, % |" in (run / "model/README.md").read_text()
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = "groups" if nodes["data"].get("groups") else "pairs"
     assert [record["step"] for record in read_records(run / "ledger.jsonl")] == [
-        *("base", "pairs", "train"),
+        *("base", rows, "train"),
     ]
 
 
