@@ -305,7 +305,7 @@ def _matrices(
     rule: SelectRule = AllPairs()
     if asked == "random_pair":
         assert select is not None, "ask_for refuses it"
-        rule = select.as_rule
+        rule = cast("SelectRule", select)
     wanted = [
         pairs_to_ask(rule, contest.prompt, number, len(contest.completions)) or ()
         for contest in contests
