@@ -1,4 +1,4 @@
-"""The dry run of a recipe that trains once: rows, token invariants, one example, memory and disk.
+"""The dry run of a recipe that trains once on pairs: rows, token invariants, memory and disk.
 
 `check` computes from what it is given and loads no weights.
 """
@@ -51,12 +51,15 @@ class CheckReport:
     """What the rows are."""
     evaluating: Memory | None = None
     """While the policy is measured; None where nothing is counted."""
+    beside: tuple[str, ...] = ()
+    """More about the rows, a line each."""
 
     def __str__(self) -> str:
         """The report for people."""
         lines = [
             f"rows: {self.rows}",
             f"{self.unit}: {self.pairs} to train on, {self.held_out} held out, {self.steps} steps",
+            *self.beside,
             *(f"{part} tokens: {lengths}" for part, lengths in self.lengths.items()),
             f"token invariants: hold on all {self.unit}",
             f"parameters: {self.parameters.total:,}, trained {self.parameters.trained:,}",
@@ -142,8 +145,9 @@ def check(
         disk=disk,
         machine=machine,
         warnings=(
-            *_warnings(recipe, train, held_out, tokenizer, steps, memory, machine, processes),
-            *_too_large(evaluating, machine),
+            *warnings_of(recipe, len(train), tokenizer, steps, memory, machine, processes),
+            *_warnings_of_pairs(recipe, train, held_out),
+            *too_large(evaluating, machine),
         ),
         example=_render(train[0], tokenizer) if show_example else None,
         evaluating=evaluating,
@@ -165,16 +169,16 @@ def require_disk(disk: Disk, machine: Machine) -> None:
         )
 
 
-def _warnings(
+def warnings_of(
     recipe: Recipe,
-    pairs: Sequence[TokenizedPair],
-    held_out: Sequence[TokenizedPair],
+    rows: int,
     tokenizer: PreTrainedTokenizerBase,
     steps: int,
     memory: Memory,
     machine: Machine,
     processes: int,
 ) -> Iterator[str]:
+    """What is allowed and yet probably not meant, of training on so many rows of any kind."""
     yield from notices(recipe)
     train = recipe.train
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -182,13 +186,12 @@ def _warnings(
             "the pad token is the end token; masks come from lengths here, but tools that mask by "
             "token id would hide the end of every completion from this model"
         )
-    if train.per_device_train_batch_size * processes > len(pairs):
+    if train.per_device_train_batch_size * processes > rows:
         yield (
             f"train.per_device_train_batch_size: {train.per_device_train_batch_size} on "
-            f"{processes} processes is more than all {len(pairs)} pairs; every step sees them all"
+            f"{processes} processes is more than all {rows} {recipe.learns_from}; every step sees "
+            "them all"
         )
-    if not held_out and recipe.evaluate.needs_pairs:
-        yield "evaluate.suite: no pair is held out, so preference has nothing to measure"
     if train.warmup_steps >= 1 and train.warmup_steps >= steps and train.max_steps < 1:
         yield f"train.warmup_steps: warm-up lasts as long as the whole run of {steps} steps"
     if memory.total > machine.free_memory:
@@ -197,12 +200,20 @@ def _warnings(
             f"free on {machine.memory_of}; lower train.per_device_train_batch_size, or train an "
             "adapter"
         )
+
+
+def _warnings_of_pairs(
+    recipe: Recipe, pairs: Sequence[TokenizedPair], held_out: Sequence[TokenizedPair]
+) -> Iterator[str]:
+    if not held_out and recipe.evaluate.needs_pairs:
+        yield "evaluate.suite: no pair is held out, so preference has nothing to measure"
     scored = all(pair.pair.chosen_score is not None for pair in pairs)
     if scored and "score" not in recipe.objective.needs | recipe.objective.accepts:
         yield f"chosen_score, rejected_score: {recipe.objective.name} does not read them"
 
 
-def _too_large(evaluating: Memory | None, machine: Machine) -> Iterator[str]:
+def too_large(evaluating: Memory | None, machine: Machine) -> Iterator[str]:
+    """That the evaluation may not fit."""
     if evaluating is not None and evaluating.total > machine.free_memory:
         yield (
             f"evaluation: about {_size(evaluating.total)} is more than the "

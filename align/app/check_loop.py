@@ -18,6 +18,7 @@ from align.policies.prompting import Prompting
 from align.recipe import Recipe
 from align.recipe.sections import ROUND_POLICIES, Roles, ema_decay
 from align.stages.generate import Generate, GenerateStage
+from align.stages.group_rule import Groups
 from align.stages.judge import Ask, Judge, JudgeStage
 from align.stages.policies import policy_folder
 from align.stages.prompts import PromptSource
@@ -40,6 +41,7 @@ def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
     recipe = workshop.loop_recipe
     # Words that name nothing, or need keys of their own.
     recipe.evaluate.nodes()
+    check_rule(recipe, stages)
     check_chain(stages, dict.fromkeys([*GIVEN, *(a.kind for a in first_states(stages))]))
     for node in workshop.nodes:
         node.look_ahead(workshop)
@@ -51,7 +53,11 @@ def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
     check_roles(recipe.model_copy(update={"roles": Roles(**outside)}))
     judge = next((stage for stage in stages if isinstance(stage, JudgeStage)), None)
     generate = next((node for node in recipe.each_round if isinstance(node, Generate)), None)
-    if judge is None or generate is None or "score" not in recipe.objective.needs:
+    rule = _rule_of_groups(recipe)
+    if rule is not None and rule.advantage == "greedy":
+        _check_greedy(generate, judge)
+    reads_scores = "score" in recipe.objective.needs and rule is None
+    if judge is None or generate is None or not reads_scores:
         return
     if judge.asked in ("tournament", "random_pair") and generate.samples > 2:
         raise RecipeError(
@@ -59,6 +65,58 @@ def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
             f"judge is asked only for the comparisons of {judge.asked}, which give none. Write "
             "`ask: all_pairs` in the judge stage and another rule in the select stage, or take an "
             "objective that reads preferences."
+        )
+
+
+def check_rule(recipe: Recipe, stages: list[Stage]) -> None:
+    """Whether the rounds make what the objective learns from.
+
+    Raises:
+        RecipeError: they make the other kind of rows, or groups without a column that it needs.
+    """
+    name, wanted = recipe.objective.name, recipe.learns_from
+    made = {kind for stage in stages for kind in stage.writes} & {"pairs", "groups"}
+    if made and wanted not in made:
+        rules = "groups" if wanted == "groups" else "best_vs_worst, or another rule of pairs"
+        raise RecipeError(
+            f"each_round: objective {name} learns from {wanted}, and the rounds make "
+            f"{', '.join(made)}; write `rule: {rules}` in the select stage, or take an objective "
+            f"over {', '.join(made)}."
+        )
+    rule = _rule_of_groups(recipe)
+    if rule is None:
+        return
+    made_of_scores = {"label": "{above: 0.5}", "advantage": "mean"}
+    for column, example in made_of_scores.items():
+        if column in recipe.objective.needs and getattr(rule, column) is None:
+            raise RecipeError(
+                f"each_round: objective {name} needs the column {column} of each completion, and "
+                f"the select stage makes none; write `{column}: {example}` beside `rule: groups`."
+            )
+    of_tokens = sorted({"token_advantage", "token_weight"} & recipe.objective.needs)
+    if of_tokens:
+        raise RecipeError(
+            f"each_round: objective {name} needs a {of_tokens[0]}, which no stage makes; give the "
+            "rows as a file in data.groups."
+        )
+
+
+def _rule_of_groups(recipe: Recipe) -> Groups | None:
+    select = select_of(recipe.each_round)
+    rule = None if select is None else select.as_rule
+    return rule if isinstance(rule, Groups) else None
+
+
+def _check_greedy(generate: Generate | None, judge: JudgeStage | None) -> None:
+    if generate is None or not generate.greedy:
+        raise RecipeError(
+            "each_round: `advantage: greedy` measures from the likeliest answer, which the "
+            "generate stage does not draw; write `greedy: true` there."
+        )
+    if judge is not None and judge.asked != "scores":
+        raise RecipeError(
+            f"each_round: `advantage: greedy` needs scores, and the judge compares "
+            f"({judge.asked}); write `advantage: mean`, or name a judge that scores."
         )
 
 
@@ -123,19 +181,20 @@ def _of_generation(
 ) -> Iterator[str]:
     """Completions, calls and pairs of a round whose policy answers as in a generate stage."""
     assert recipe.rounds is not None
-    yield f"completions: {node.samples} a prompt, of at most {node.max_new_tokens} tokens"
+    greedy = ", and the likeliest one" if node.greedy else ""
+    yield f"completions: {node.samples} a prompt{greedy}, of at most {node.max_new_tokens} tokens"
     judge = next((stage for stage in stages if isinstance(stage, JudgeStage)), None)
     if judge is not None:
-        calls = prompts * calls_of(judge.asked, node.samples, judge.select)
+        calls = prompts * calls_of(judge.asked, node.samples + node.greedy, judge.select)
         yield (
             f"judge: asked for {judge.asked}, at most {calls} calls a round, "
             f"{calls * recipe.rounds} in all{_requests(judge.node)}"
         )
     select = select_of(recipe.each_round)
     if select is not None:
-        pairs = prompts * pairs_of(select, node.samples)
-        steps = optimizer_steps(recipe.train, pairs, processes=1)
-        yield f"pairs: at most {pairs} a round, in at most {steps} steps"
+        rows = prompts * rows_of(select, node.samples)
+        steps = optimizer_steps(recipe.train, rows, processes=1)
+        yield f"{recipe.learns_from}: at most {rows} a round, in at most {steps} steps"
 
 
 def calls_of(asked: Ask, samples: int, select: Select | None) -> int:
@@ -147,14 +206,14 @@ def calls_of(asked: Ask, samples: int, select: Select | None) -> int:
             return len(every_pair(samples))
         case "random_pair":
             assert select is not None
-            pairs = pairs_of(select, samples)
+            pairs = rows_of(select, samples)
             return pairs if samples >= 2 * pairs else 0
         case "tournament":
             return _knockout_calls(samples)
 
 
-def pairs_of(select: Select, samples: int) -> int:
-    """Pairs of one prompt at most."""
+def rows_of(select: Select, samples: int) -> int:
+    """Pairs, or groups, of one prompt at most."""
     match select.as_rule:
         case AllPairs():
             return len(every_pair(samples))
@@ -193,7 +252,7 @@ def _warnings(
     if node is not None and limit is not None and longest + node.max_new_tokens > limit:
         yield (
             f"a prompt of {longest} tokens and an answer of {node.max_new_tokens} are longer than "
-            f"data.max_length {limit}; such pairs meet data.on_too_long: {recipe.data.on_too_long}"
+            f"data.max_length {limit}; such rows meet data.on_too_long: {recipe.data.on_too_long}"
         )
     launch = next((n.launch for n in recipe.each_round if isinstance(n, TrainRound)), None)
     if launch is not None and not Path(launch).is_absolute():

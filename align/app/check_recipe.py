@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from align import registry
 from align.app.check import check
 from align.app.check_diffusion import check_diffusion
+from align.app.check_groups import check_groups
 from align.app.check_kind import check_kind
 from align.app.check_loop import check_loop
 from align.app.data import check_data
 from align.app.diffusion_recipe import default_diffusion_run, load_diffusion_recipe
 from align.app.evaluation import check_evaluations
+from align.app.recipe_rows import read_rows
 from align.policies.loading import load_config, load_tokenizer
 from align.recipe import (
     KINDS,
@@ -26,7 +29,6 @@ from align.recipe import (
     load_recipe,
 )
 from align.stages.evaluate import benchmarks
-from align.stages.pairs import read_recipe_pairs
 from align.stages.policies import policy_folder
 
 
@@ -73,17 +75,16 @@ def _run(recipe: Recipe, path: Path, show_example: bool) -> str:
     """The dry run of a recipe that trains once."""
     folder = policy_folder(recipe.model)
     tokenizer = load_tokenizer(recipe.model, folder)
-    pairs = read_recipe_pairs(recipe, folder, tokenizer)
-    config = load_config(recipe.model, folder)
-    return str(
-        check(
-            recipe,
-            train=pairs.train,
-            held_out=pairs.held_out,
-            report=pairs.report,
-            tokenizer=tokenizer,
-            model_config=config,
-            run_dir=default_run(path, recipe),
-            show_example=show_example,
-        )
-    )
+    rows = read_rows(recipe, folder, tokenizer)
+    known: dict[str, Any] = {
+        "train": rows.train,
+        "held_out": rows.held_out,
+        "report": rows.report,
+        "tokenizer": tokenizer,
+        "model_config": load_config(recipe.model, folder),
+        "run_dir": default_run(path, recipe),
+        "show_example": show_example,
+    }
+    if recipe.learns_from == "groups":
+        return str(check_groups(recipe, measured=rows.measured, **known))
+    return str(check(recipe, **known))

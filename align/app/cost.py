@@ -11,9 +11,9 @@ Parameters are counted on a model built on torch's meta device. The estimates, i
                  tokens x hidden x width per layer, and the full figure for one layer
     logits       scored tokens x vocabulary x 2 float32, logits and gradient, of one chunk of the
                  LM head at most
-    tokens       of the longest pairs that make a device's batch, the prompt of a pair once; at most
-                 the token budget, unless one pair is longer. A model that cannot share prompts
-                 computes each one twice, and padding
+    tokens       of the longest pairs (or groups) that make a device's batch, the prompt of each
+                 once; at most the token budget, unless one is longer. A model that cannot share
+                 prompts computes each one for every completion, and padding
 
 Frozen roles are scored before training and cached, so they take no memory beside the policy.
 """
@@ -251,13 +251,22 @@ def estimate_memory(
     model_config: PreTrainedConfig,
 ) -> Memory:
     """Bytes that training takes on one device; the module's docstring holds the formulas."""
-    sizes = sorted(
-        (len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs), reverse=True
-    )
-    tokens = sum(sizes[: recipe.train.per_device_train_batch_size])
+    sizes = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
+    return training_memory(recipe, batch_tokens(recipe, sizes), parameters, model_config)
+
+
+def batch_tokens(recipe: Recipe, sizes: Sequence[int]) -> int:
+    """Tokens of the fullest forward pass of training.
+
+    Args:
+        recipe: its `train` section.
+        sizes: tokens of each row, a prompt once.
+    """
+    longest = sorted(sizes, reverse=True)
+    tokens = sum(longest[: recipe.train.per_device_train_batch_size])
     if isinstance(recipe.train.token_budget, int):
-        tokens = min(tokens, max(recipe.train.token_budget, sizes[0]))
-    return training_memory(recipe, tokens, parameters, model_config)
+        tokens = min(tokens, max(recipe.train.token_budget, longest[0]))
+    return tokens
 
 
 def training_memory(
@@ -312,9 +321,20 @@ def estimate_disk(
     """Bytes of checkpoints kept at once, the finished model, tokenised pairs and role scores."""
     completions = sum(len(row.chosen_ids) + len(row.rejected_ids) for row in rows)
     prompts = sum(len(row.prompt_ids) for row in rows)
-    sources = {s for r, s in recipe.roles.given.items() if r in recipe.objective.needs}
-    caches = 8 * (prompts + completions) + _FLOAT32 * completions * len(sources)
+    caches = cached_bytes(recipe, prompts, completions)
     return run_disk(recipe, parameters, model_config, steps, caches)
+
+
+def cached_bytes(recipe: Recipe, prompts: int, completions: int) -> int:
+    """Bytes of tokenised rows, and of the scores of roles.
+
+    Args:
+        recipe: its objective and roles.
+        prompts: tokens of all prompts.
+        completions: tokens of all completions.
+    """
+    sources = {s for r, s in recipe.roles.given.items() if r in recipe.objective.needs}
+    return 8 * (prompts + completions) + _FLOAT32 * completions * len(sources)
 
 
 def run_disk(

@@ -115,6 +115,11 @@ def _checked(workshop: Workshop) -> list[Stage]:
     check_chain(stages, dict.fromkeys(["policy", *(a.kind for a in first_states(stages))]))
     for node in workshop.nodes:
         node.look_ahead(workshop)
+    if any("groups" in stage.writes for stage in stages):
+        raise RecipeError(
+            "build: a data set is one of pairs, and `rule: groups` makes groups; write another "
+            "rule, or make the groups in a loop (`align loop`)."
+        )
     if not any("pairs" in stage.writes for stage in stages):
         raise RecipeError("build: no stage leaves pairs; end with select, or with a pipeline.")
     return stages

@@ -165,7 +165,9 @@ def _finish(
             "rounds": recipe.rounds,
             "made_from": made_from,
             "judge_calls": sum(row.get("calls", 0) for row in said),
-            "pairs": sum(row["pairs"] for row in said if row["stage"] == "train"),
+            recipe.learns_from: sum(
+                row[recipe.learns_from] for row in said if row["stage"] == "train"
+            ),
             "steps": sum(row["steps"] for row in said if row["stage"] == "train"),
         },
     }

@@ -67,7 +67,8 @@ def _recipe_of(run: Path) -> Recipe:
 
 
 def _prompts(recipe: Recipe, tokenizer: Any, n: int) -> list[Prompt]:
-    source = recipe.prompts.source if recipe.prompts is not None else recipe.data.pairs or ""
+    rows = recipe.data.groups or recipe.data.pairs or ""
+    source = recipe.prompts.source if recipe.prompts is not None else rows
     if source.startswith(WORLD):
         return world(source).prompts("held_out", n, seed=recipe.evaluate.seed)
     if recipe.data.eval_pairs is not None:

@@ -1,4 +1,4 @@
-"""From a recipe to a finished run: pairs, training, measuring, card."""
+"""From a recipe to a finished run: pairs or groups, training, measuring, card."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from rich.console import RenderableType
 
-from align.app.fitting import check_columns, check_roles
+from align.app.fitting import check_roles
+from align.app.recipe_rows import RecipeRows, read_rows
 from align.app.train_kind import train_kind_run
 from align.errors import AlignError, RecipeError
 from align.policies.loading import load_config, load_tokenizer
@@ -47,10 +48,9 @@ from align.stages.evaluate import (
     scores_of,
     subject_of,
 )
-from align.stages.pairs import Pairs, read_recipe_pairs
 from align.stages.policies import policy_folder
+from align.stages.trained_rows import rows_for
 from align.stages.training import train_policy
-from align.tokens.dataset import to_dataset
 
 logger = logging.getLogger("align")
 
@@ -124,8 +124,9 @@ def _refuse_other_code(run: RunFolder, recipe: Recipe | KindRecipe) -> None:
 
 def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[str]) -> None:
     nodes = recipe.evaluate.nodes()
-    rows = run.path / "pairs"
-    pairs: Pairs | None = None
+    kind = rows_for(recipe.objective)
+    rows = run.path / kind.name
+    found: RecipeRows | None = None
     if state.is_main_process:
         with _recorded(run, "base"):
             folder = policy_folder(recipe.model)
@@ -135,16 +136,15 @@ def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[st
     load_config(recipe.model, folder)
     check_roles(recipe)
     if state.is_main_process:
-        with _recorded(run, "pairs") as about:
-            pairs = read_recipe_pairs(recipe, folder, tokenizer)
-            check_columns(recipe, pairs.train)
-            about |= pairs.counts()
-            logger.info("%s", pairs.report.summary())
-            run.write_json("data_report.json", pairs.report.to_json())
+        with _recorded(run, kind.name) as about:
+            found = read_rows(recipe, folder, tokenizer)
+            about |= found.counts
+            logger.info("%s", found.report.summary())
+            run.write_json("data_report.json", found.report.to_json())
             shutil.rmtree(rows, ignore_errors=True)
-            to_dataset(pairs.train).save_to_disk(str(rows / "train"))
-            if pairs.held_out:
-                to_dataset(pairs.held_out).save_to_disk(str(rows / "held_out"))
+            kind.table(found.train).save_to_disk(str(rows / "train"))
+            if found.held_out:
+                kind.table(found.held_out).save_to_disk(str(rows / "held_out"))
     state.wait_for_everyone()
     train: Dataset = Dataset.load_from_disk(str(rows / "train"))
     held_out = (
@@ -154,8 +154,8 @@ def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[st
     scores: dict[str, float] = {}
 
     def evaluation(policy: Any, start: Start) -> dict[str, Any]:
-        assert pairs is not None
-        subject = subject_of(recipe, policy, start, tokenizer, pairs.held_out, run.path.name)
+        assert found is not None
+        subject = subject_of(recipe, policy, start, tokenizer, found.measured, run.path.name)
         if not start.is_model(policy):
             chosen = benchmarks(nodes)
             for result in run_benchmarks(chosen, folders_of(run.path, chosen), subject):
@@ -169,7 +169,7 @@ def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[st
         about |= {"roles": trained.roles, "versions": trained.versions}
     if not state.is_main_process:
         return
-    assert pairs is not None
+    assert found is not None
     run.write_json("log_history.json", trained.log_history)
     run.write_json(
         "metrics.json",
@@ -177,10 +177,10 @@ def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[st
             "before": trained.before,
             "after": trained.after,
             **({"scores": scores} if scores else {}),
-            "n": recipe.evaluate.n or len(pairs.held_out),
+            "n": recipe.evaluate.n or len(found.measured),
             "seed": recipe.train.seed,
             "versions": trained.versions,
-            "data": pairs.counts(),
+            "data": found.counts,
             "training": {
                 "steps": max((row["step"] for row in trained.log_history), default=0),
                 "processes": state.num_processes,

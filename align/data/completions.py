@@ -44,6 +44,8 @@ class JudgedPrompt(Record):
         sampler: identity of the policy that wrote the completions.
         completions: K texts.
         unfinished: places of those among them that were cut off and kept.
+        greedy: place of the likeliest answer, a yardstick that is never trained on; None where it
+            was not asked for, or did not end.
         scores: one per completion, in the judge's own units; None where there is none.
         preferences: P[i][j] is P(completion i beats completion j); P[i][j] + P[j][i] = 1, 1/2 on
             the diagonal, None where the comparison was not asked or failed.
@@ -60,6 +62,7 @@ class JudgedPrompt(Record):
     sampler: str
     completions: tuple[str, ...]
     unfinished: tuple[int, ...] = ()
+    greedy: int | None = Field(default=None, ge=0)
     scores: tuple[float | None, ...] | None = None
     preferences: tuple[tuple[float | None, ...], ...] | None = None
     failures: tuple[str, ...] = ()

@@ -99,11 +99,10 @@ def model_card(
     run = metrics_from(metrics, name="this model", where="the run's metrics")
     base = str(recipe.get("model", {}).get("model_name_or_path", "unknown"))
     revision = recipe.get("model", {}).get("model_revision")
-    source = str(
-        (recipe.get("prompts") or recipe.get("data", {})).get(
-            "source" if recipe.get("prompts") else "pairs", "unknown"
-        )
-    )
+    rows: Mapping[str, Any] = recipe.get("data", {})
+    asked: Mapping[str, Any] | None = recipe.get("prompts")
+    given = rows.get("groups") or rows.get("pairs", "unknown")
+    source = str(asked.get("source", "unknown") if asked else given)
     objective = dict(recipe.get("objective", {}))
     method = str(objective.get("name", "unknown"))
     title = f"{shown_name(base).split('/')[-1].replace(':', '-')}-{method}"

@@ -113,7 +113,7 @@ def base_licence(base: str, revision: str | None = None) -> str | None:
 def split_of(recipe: Mapping[str, Any]) -> str:
     """Split and revision of the data, behind a comma each; a file has neither."""
     node: Mapping[str, Any] = recipe.get("data", {})
-    source = str(node.get("completions") or node.get("pairs"))
+    source = str(node.get("completions") or node.get("groups") or node.get("pairs"))
     return split_in(node, source)
 
 
@@ -126,10 +126,14 @@ def split_in(node: Mapping[str, Any], source: str) -> str:
 
 
 def pairs_told(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """Where the pairs are from: rows that were there, or the policy's own answers."""
+    """Where the pairs or groups are from: rows that were there, or the policy's own answers."""
     prompts: Mapping[str, Any] | None = recipe.get("prompts")
     if prompts is None:
-        pairs = str(recipe.get("data", {}).get("pairs", "unknown"))
+        data: Mapping[str, Any] = recipe.get("data", {})
+        if data.get("groups"):
+            groups = str(data["groups"])
+            return f"Groups of completions from {named(groups)}{split_of(recipe)}."
+        pairs = str(data.get("pairs", "unknown"))
         return f"Preference pairs from {named(pairs)}{split_of(recipe)}."
     asked = str(prompts.get("source", "unknown"))
     loop: Mapping[str, Any] = metrics.get("loop") or {}
@@ -137,8 +141,10 @@ def pairs_told(recipe: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     judge = next((stage["by"] for stage in stages if stage.get("run") == "judge"), None)
     judged = f", judged by `{judge}`" if judge else ""
     calls = f" and {loop['judge_calls']:,} judgements" if loop.get("judge_calls") else ""
-    made = f" They are {loop['pairs']:,} pairs{calls} in all." if loop.get("pairs") else ""
+    kind = "groups" if loop.get("groups") else "pairs"
+    made = f" They are {loop[kind]:,} {kind}{calls} in all." if loop.get(kind) else ""
+    rounds = recipe.get("rounds", "its")
     return (
-        f"Pairs that the loop made in {recipe.get('rounds', 'its')} rounds out of its policies' "
-        f"own answers{judged}. Prompts from {named(asked)}{split_in(prompts, asked)}.{made}"
+        f"{kind.capitalize()} that the loop made in {rounds} rounds out of its policies' own "
+        f"answers{judged}. Prompts from {named(asked)}{split_in(prompts, asked)}.{made}"
     )

@@ -32,7 +32,7 @@ def _rows(
     if "num_train_epochs" in train:
         yield "length", _length(recipe, train, metrics)
     if "per_device_train_batch_size" in train:
-        yield "batch", _batch(train, metrics)
+        yield "batch", _batch(recipe, train, metrics)
     if "optim" in train:
         decay = train.get("weight_decay")
         yield "optimizer", f"{train['optim']}" + (f", weight decay {decay:g}" if decay else "")
@@ -67,7 +67,7 @@ def _length(recipe: Mapping[str, Any], train: Mapping[str, Any], metrics: Mappin
     return planned + (f", {steps:,} optimizer steps in all" if steps is not None else "")
 
 
-def _batch(train: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def _batch(recipe: Mapping[str, Any], train: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     size = train["per_device_train_batch_size"]
     accumulated = train.get("gradient_accumulation_steps") or 1
     processes = _known(metrics, "processes")
@@ -75,9 +75,10 @@ def _batch(train: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     factors = [f"{size} per device", *([f"{accumulated} accumulated"] if accumulated > 1 else [])]
     if processes is not None and processes > 1:
         factors.append(f"{processes} processes")
-    text = (
-        f"{whole:,} pairs a step" if processes is not None else f"{whole:,} pairs a step and device"
-    )
+    data: Mapping[str, Any] = recipe.get("data") or {}
+    loop: Mapping[str, Any] = metrics.get("loop") or {}
+    rows = "groups" if data.get("groups") or loop.get("groups") else "pairs"
+    text = f"{whole:,} {rows} a step" + ("" if processes is not None else " and device")
     return text + (f" ({' x '.join(factors)})" if len(factors) > 1 else "")
 
 

@@ -284,8 +284,9 @@ def _built(
         told: set[KeyPath] = set()
         for fault in error.errors():
             if fault["type"] == "conflict":
+                within = _written_part(fault["loc"], node, missing=False)
                 for key, text in cast("list[Conflict]", fault.get("ctx", {})["conflicts"]):
-                    draft.add((*path, *key.split(".")), text)
+                    draft.add((*path, *within, *key.split(".")), text)
                 continue
             key = (*path, *_written_part(fault["loc"], node, fault["type"] == "missing"))
             # Entries that are wrong are also missing in their list.

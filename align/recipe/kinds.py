@@ -130,6 +130,8 @@ class KindRecipe(Node):
         return self.data.pairs
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
+        if self.data.groups is not None:
+            yield "data.groups", f"`kind: {self.kind}` is trained on pairs; write `pairs`"
         if self.rows is None:
             yield "data.pairs", "is missing; write a file, a folder, a Hub id or world:sums"
         without_rows = not self.data.held_out and self.data.eval_pairs is None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from align import registry
 from align.built_in import BUILT_IN
 from align.data.curriculum import Curriculum
+from align.data.group_scores import Baseline, Label
 from align.data.row_policy import RowPolicy
 from align.errors import RecipeError
 from align.evaluation import Benchmark, EvaluationNode, Measurement
@@ -18,7 +19,7 @@ from align.loops.retention import Retention
 from align.loops.stage import StageNode
 from align.nearest import nearest
 from align.node import Conflict, Node
-from align.objectives import Objective
+from align.objectives import GroupObjective, Objective
 from align.policies.model import Model
 from align.recipe.train import Train
 from align.registry import WORLD, is_path, names, no_such_world, unknown
@@ -75,7 +76,7 @@ def ema_decay(source: str) -> float | None:
 
 
 class Sample(Node):
-    """How pairs are sampled from a built-in world's start policy."""
+    """How pairs, or groups, are sampled from a built-in world's start policy."""
 
     prompts: int = Field(default=1024, ge=1)
     """Problems that the policy answers."""
@@ -87,12 +88,26 @@ class Sample(Node):
     """Seed of problems and answers."""
 
 
+def _is_sampled(data: Mapping[str, Any], *keys: str) -> bool:
+    return any(str(data.get(key)).startswith(WORLD) for key in keys)
+
+
 def _sample_of_a_world(data: Mapping[str, Any]) -> Sample | None:
-    return Sample() if str(data.get("pairs")).startswith("world:") else None
+    return Sample() if _is_sampled(data, "pairs", "groups") else None
+
+
+# A world's scores are 1 for a right answer and 0 for a wrong one, or win rates.
+def _label_of_a_world(data: Mapping[str, Any]) -> Label | None:
+    return Label(above=0.5) if _is_sampled(data, "groups") else None
+
+
+def _advantage_of_a_world(data: Mapping[str, Any]) -> Baseline | None:
+    return "mean" if _is_sampled(data, "groups") else None
 
 
 def _held_out_without_own_rows(data: Mapping[str, Any]) -> float:
-    return 0 if data.get("eval_pairs") is not None else 0.05
+    # Pairs say nothing about a loss over groups.
+    return 0 if data.get("eval_pairs") is not None and data.get("groups") is None else 0.05
 
 
 class Prompts(Node):
@@ -126,13 +141,22 @@ class Prompts(Node):
 
 
 class Data(Node, RowPolicy):
-    """The preference pairs, and what to do with rows that cannot be used as they are."""
+    """The pairs or groups, and what to do with rows that cannot be used as they are."""
 
     # A trainer of a script takes any length, as TRL's does; in a recipe fewer is a slip.
     max_length: int | None = Field(default=1024, ge=16)
     """tokens of prompt and completion together; None means no limit."""
     pairs: str | None = Field(default=None, min_length=1)
     """File, folder, Hub id, world:sums or world:styles; a loop makes its own."""
+    groups: str | None = Field(default=None, min_length=1)
+    """The same of completions in groups, in place of pairs, for objectives over groups: rows with
+    `prompt` and `completion` (TRL's unpaired format) or all `completions` of a prompt."""
+    label: Label | None = Field(default_factory=_label_of_a_world)
+    """Makes labels of the groups' scores, as {above: 0.5} or {best: 1}; null leaves the rows' own.
+    Of a world, whose scores are exact, {above: 0.5}."""
+    advantage: Baseline | None = Field(default_factory=_advantage_of_a_world)
+    """Makes advantages of the groups' scores: mean (above the mean of the prompt's completions) or
+    others (of the other ones); null leaves the rows' own. Of a world, mean."""
     split: str = Field(default="train", min_length=1)
     """Split of a Hub data set."""
     revision: str | None = Field(default=None, min_length=1)
@@ -144,16 +168,16 @@ class Data(Node, RowPolicy):
     """Columns of a foreign file under our names, as {chosen: response_a, rejected: response_b,
     chosen_score: scores.0}. Dots lead into lists and maps."""
     eval_pairs: str | None = Field(default=None, min_length=1)
-    """File, folder or Hub id with the rows to evaluate on; replaces held_out."""
+    """File, folder or Hub id with the pairs to evaluate on; replaces held_out of pairs."""
     held_out: int | float = Field(default_factory=_held_out_without_own_rows, ge=0)
-    """Pairs kept for evaluation: a number, or a share below 1; 0.05 without eval_pairs. A loop
-    makes its pairs anew each round and keeps none."""
+    """Pairs or groups kept for evaluation: a number, or a share below 1; 0.05 without eval_pairs. A
+    loop makes its pairs anew each round and keeps none."""
     limit: int | None = Field(default=None, ge=1)
-    """Read at most so many pairs."""
+    """Read at most so many pairs, or rows of groups."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the choice of held-out pairs."""
+    """Seed of the choice of held-out pairs or groups."""
     sample: Sample | None = Field(default_factory=_sample_of_a_world)
-    """How the pairs of a world are sampled; only for pairs: world:*."""
+    """How the pairs or groups of a world are sampled; only for pairs or groups: world:*."""
 
     @property
     def reader(self) -> Any:
@@ -166,11 +190,14 @@ class Data(Node, RowPolicy):
         return self.format if is_built_in else registry.find("reader", self.format).value
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
-        is_world = self.pairs is not None and self.pairs.startswith("world:")
-        if (problem := no_such_world(self.pairs or "")) is not None:
-            yield "pairs", problem
+        for key in ("pairs", "groups"):
+            if (problem := no_such_world(getattr(self, key) or "")) is not None:
+                yield key, problem
+        yield from self._group_conflicts()
+        source = self.groups or self.pairs or ""
+        is_world = source.startswith(WORLD)
         if is_world and self.sample is None:
-            yield "sample", f"{self.pairs} samples its pairs; write `sample: {{}}` for the defaults"
+            yield "sample", f"{source} samples its rows; write `sample: {{}}` for the defaults"
         if not is_world and self.sample is not None:
             yield (
                 "sample",
@@ -183,11 +210,22 @@ class Data(Node, RowPolicy):
                 "held_out",
                 f"found {self.held_out}; write a share below 1, or a whole number of pairs",
             )
-        if self.held_out and self.eval_pairs is not None:
+        if self.held_out and self.eval_pairs is not None and self.groups is None:
             yield (
                 "held_out",
                 "eval_pairs already gives the rows to evaluate on; keep one of the two",
             )
+
+    def _group_conflicts(self) -> Iterator[Conflict]:
+        if self.groups is None:
+            for key in ("label", "advantage"):
+                if getattr(self, key) is not None:
+                    yield key, "is made of the scores of groups; write `groups`, or take it out"
+            return
+        if self.pairs is not None:
+            yield "groups", "pairs stands beside it; keep the one that the objective learns from"
+        if self.format != "auto":
+            yield "format", "it reads pairs; groups are recognised by their columns"
 
 
 class Evaluate(Node):
@@ -293,10 +331,10 @@ class Recipe(Node):
     roles: Roles = Roles()
     """The frozen policies that the objective compares with."""
     data: Data = Data()
-    """The preference pairs."""
+    """What is trained on: preference pairs, or groups of completions."""
     prompts: Prompts | None = None
     """What a loop's policy is asked."""
-    objective: Annotated[Objective, Named("objective")]
+    objective: Annotated[Objective | GroupObjective, Named("objective")]
     """The formula and its hyper-parameters."""
     train: Train = Train()
     """How it is trained."""
@@ -316,13 +354,17 @@ class Recipe(Node):
         """Whether the recipe goes through rounds of stages."""
         return self.rounds is not None
 
+    @property
+    def learns_from(self) -> Literal["pairs", "groups"]:
+        """What the objective is over."""
+        return "groups" if isinstance(self.objective, GroupObjective) else "pairs"
+
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
         yield from self._loop_conflicts() if self.is_loop else self._single_conflicts()
         yield from self._shared_conflicts()
 
     def _single_conflicts(self) -> Iterator[Conflict]:
-        if self.data.pairs is None:
-            yield "data.pairs", "is missing; write a file, a folder, a Hub id or world:sums"
+        yield from self._row_conflicts()
         for key in ("prompts", "each_round"):
             if getattr(self, key):
                 yield key, "belongs to a loop; write `rounds: 3` too, or take it out"
@@ -334,11 +376,25 @@ class Recipe(Node):
                     "`start`, a path, or a Hub id with its @revision",
                 )
 
+    def _row_conflicts(self) -> Iterator[Conflict]:
+        """The objective's own kind of rows, and no other."""
+        name, wanted = self.objective.name, self.learns_from
+        other = "pairs" if wanted == "groups" else "groups"
+        given = getattr(self.data, other) is not None
+        if given:
+            yield f"data.{other}", f"objective {name} learns from {wanted}: write data.{wanted}"
+        elif getattr(self.data, wanted) is None:
+            yield f"data.{wanted}", "is missing; write a file, a folder, a Hub id or world:sums"
+
     def _loop_conflicts(self) -> Iterator[Conflict]:
         if self.prompts is None:
             yield "prompts", "is missing; a loop asks its policy: `prompts: {source: <file>}`"
-        if self.data.pairs is not None:
-            yield "data.pairs", "a loop makes its own pairs; take it out, or take `rounds` out"
+        for key in ("pairs", "groups"):
+            if getattr(self.data, key) is not None:
+                yield (
+                    f"data.{key}",
+                    f"a loop makes its own {key}; take it out, or take `rounds` out",
+                )
         if self.evaluate.needs_pairs and self.data.eval_pairs is None:
             yield (
                 "evaluate.suite",
@@ -381,12 +437,15 @@ class Recipe(Node):
                     f"{self.objective.name} needs it; write `{role}: start` {hint}",
                 )
         without_rows = not self.data.held_out and self.data.eval_pairs is None
-        if without_rows and not self.is_loop and self.train.eval_strategy != "no":
+        over_groups = self.learns_from == "groups"
+        if over_groups:
+            yield from self._group_conflicts()
+        elif without_rows and not self.is_loop and self.train.eval_strategy != "no":
             yield (
                 "train.eval_strategy",
                 "there are no rows to evaluate on; write `held_out: 0.05` or eval_pairs under data",
             )
-        if without_rows and not self.is_loop and self.evaluate.needs_pairs:
+        if without_rows and not (self.is_loop or over_groups) and self.evaluate.needs_pairs:
             yield (
                 "evaluate.suite",
                 f"{(reader := self.evaluate.pair_readers[0])} needs rows to evaluate on; write "
@@ -400,7 +459,7 @@ class Recipe(Node):
                     f"{name} needs a model that knows its alphabet; write `model_name_or_path: "
                     f"world:{name}`",
                 )
-        for key in ("data.pairs", "prompts.source"):
+        for key in ("data.pairs", "data.groups", "prompts.source"):
             section, _, name = key.partition(".")
             source = str(getattr(getattr(self, section), name, ""))
             model = self.model.model_name_or_path
@@ -409,6 +468,34 @@ class Recipe(Node):
                     key,
                     f"{source} is asked of its own model; write `model_name_or_path: {source}`",
                 )
+
+    def _group_conflicts(self) -> Iterator[Conflict]:
+        """What training on groups cannot do as training on pairs does."""
+        data, train, name = self.data, self.train, self.objective.name
+        if self.evaluate.needs_pairs and data.eval_pairs is None and not self.is_loop:
+            yield (
+                "evaluate.suite",
+                f"{(reader := self.evaluate.pair_readers[0])} compares the two sides of pairs, and "
+                f"{name} learns from groups; write `eval_pairs` under data, or take {reader} out",
+            )
+        if not data.held_out and not self.is_loop and train.eval_strategy != "no":
+            yield (
+                "train.eval_strategy",
+                "there are no groups to evaluate on; write `held_out: 0.05` under data",
+            )
+        if "mismatched" not in self.objective.needs | self.objective.accepts:
+            return
+        if train.train_sampling_strategy != "sequential":
+            yield (
+                "train.train_sampling_strategy",
+                f"{name} takes the completions of the row before each row, so rows come in their "
+                "order; write `train_sampling_strategy: sequential`",
+            )
+        if train.per_device_train_batch_size < 2:
+            yield (
+                "train.per_device_train_batch_size",
+                f"{name} needs another row in the same batch; write 2 or more",
+            )
 
 
 # Keys of a recipe that hold no mapping of keys.

@@ -20,6 +20,9 @@ from align.recipe.schemas import ordered_fields
 from align.recipe.sections import Data, Recipe
 from align.recipe.yaml_rules import Dumper
 
+# Keys of `data` that only groups have.
+OF_GROUPS = ("groups", "label", "advantage")
+
 
 def resolved_yaml(recipe: Node) -> str:
     """Every key of a recipe with its value; loading it gives an equal recipe."""
@@ -49,6 +52,9 @@ def plain_values(recipe: Node) -> dict[str, Any]:
     nodes = recipe.model_dump(mode="json")
     if isinstance(recipe, Recipe | DataRecipe):
         nodes["data"] = {key: nodes["data"][key] for key in ordered_fields(Data)}
+    if isinstance(recipe, Recipe | DataRecipe | KindRecipe) and recipe.data.groups is None:
+        # Recipes of pairs are written, and named, as before there were groups.
+        nodes["data"] = {k: node for k, node in nodes["data"].items() if k not in OF_GROUPS}
     if isinstance(recipe, KindRecipe):
         unread = recipe.train.unread
         nodes["train"] = {k: node for k, node in nodes["train"].items() if k not in unread}

@@ -18,6 +18,9 @@ MOST_ROUNDS = 8
 # What a reader would otherwise have to guess.
 MEANING = {
     "mean score": "judge's units",
+    "greedy score": "of the likeliest answers",
+    "desirable": "share of the completions",
+    "equal scores": "groups with nothing to compare",
     "chosen longer": "share of pairs, in characters",
     "ties": "dropped, or kept as the rule says",
     "r2 all": "of judge's number and right answers",
@@ -26,7 +29,9 @@ MEANING = {
     "r2 best worst": "of what this filter keeps",
     "rewards margins": "last log of the round",
     "rewards accuracies": "last log of the round",
+    "rewards mean": "last log of the round",
     "logps chosen": "nats, last log of the round",
+    "logps mean": "nats, last log of the round",
     "loss": "last log of the round",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from pydantic import Field
 from align import registry
 from align.data.completions import Completion
 from align.data.prompts import Prompt
-from align.errors import DataError
+from align.errors import DataError, RecipeError
 from align.loops.artefacts import write_lines
 from align.loops.stage import StageContext, StageNode
 from align.node import Conflict
@@ -24,6 +24,7 @@ from align.servers.cached import cached_caller
 from align.servers.endpoint import Endpoint
 from align.stages.policies import borrowed_policy
 from align.stages.prompts import CURRICULUM, PromptSource
+from align.stages.select import select_of
 from align.stages.workshop import Workshop
 
 
@@ -51,6 +52,9 @@ class Generate(StageNode):
     """Of the samples, so many are drawn behind a demonstration of the prompt's source (a world's
     own, or the rows' column `hint`); they are kept as answers to the prompt alone, so what the
     policy can do when shown becomes what it is trained to do unshown."""
+    greedy: bool = False
+    """Draw the likeliest answer too, beside the samples: it is judged and never trained on; the
+    rule groups measures advantages from it (`advantage: greedy`)."""
     engine: str = Field(default="transformers", min_length=1)
     """What generates: transformers in this process, vllm where it is installed, or an engine of
     one's own as file.py:function."""
@@ -65,6 +69,20 @@ class Generate(StageNode):
             yield "engine", problem
         if self.hinted > self.samples:
             yield "hinted", f"only {self.samples} samples are drawn; write at most so many"
+
+    def look_ahead(self, workshop: Workshop) -> None:
+        """Whether anything reads the likeliest answer.
+
+        Raises:
+            RecipeError: nothing does, so it would be taken for a sample.
+        """
+        select = select_of(workshop.nodes)
+        if self.greedy and getattr(select, "advantage", None) != "greedy":
+            raise RecipeError(
+                "The generate stage draws the likeliest answers (`greedy: true`), and nothing "
+                "reads them: write `{run: select, rule: groups, advantage: greedy}`, or take "
+                "`greedy` out."
+            )
 
     def stage(self, workshop: Workshop) -> GenerateStage:
         """The stage."""
@@ -109,6 +127,9 @@ class GenerateStage:
             node["server"] = [server.base_url, server.model, server.revision, dict(server.extra)]
         elif registry.is_path(self.node.engine):
             node["code"] = registry.find("policy", self.node.engine).code
+        if not self.node.greedy:
+            # Loops that were begun before there was this key keep their stages.
+            del node["greedy"]
         if self.node.hinted:
             node["hints"] = self.prompts.columns_digest()
         return node | {"prompts": self.prompts.identity, "model": self.workshop.model_settings}
@@ -131,6 +152,11 @@ class GenerateStage:
                 shown = self.prompts.hinted(prompts)
                 behind = policy.generate(shown, node.hinted, sampling, context.seed)
                 answers = [[*of, *more] for of, more in zip(answers, behind, strict=True)]
+            if node.greedy:
+                likeliest = policy.generate(
+                    prompts, 1, sampling.model_copy(update={"temperature": 0.0}), context.seed
+                )
+                answers = [[*of, *one] for of, one in zip(answers, likeliest, strict=True)]
             sampler = policy.identity
         failures = Counter(a.reason for of in answers for a in of if isinstance(a, Failed))
         kept = [[a for a in of if isinstance(a, Completion)] for of in answers]
@@ -148,6 +174,7 @@ class GenerateStage:
                 "sampler": sampler,
                 "completions": [_text(a) for a in texts],
                 "unfinished": [at for at, a in enumerate(texts) if not a.finished],
+                **({"greedy": _greedy_place(of, texts)} if node.greedy else {}),
                 "failures": [
                     f"sample {a.sample}: {a.reason} ({a.detail})"
                     for a in of
@@ -192,6 +219,11 @@ class GenerateStage:
         )
         with opened(self.node.engine, loading) as policy:
             yield policy
+
+
+def _greedy_place(answers: Sequence[Completion | Failed], kept: Sequence[Completion]) -> int | None:
+    """Of the likeliest answer, the last to be drawn, among those that are kept."""
+    return len(kept) - 1 if isinstance(answers[-1], Completion) else None
 
 
 def _text(completion: Completion) -> str:

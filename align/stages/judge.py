@@ -209,12 +209,21 @@ class JudgeStage:
 def told_of(judged: Sequence[JudgedPrompt]) -> dict[str, int | float]:
     """What a judge said of the policy's completions, for the ledger.
 
-    `mean_score` over all scored completions, in the judge's units; where it compared instead,
-    `ties` among the pairs of completions that it compared.
+    `mean_score` over all scored samples, in the judge's units, and `greedy_score` over the
+    likeliest answers where these were drawn; where it compared instead, `ties` among the pairs of
+    completions that it compared.
     """
-    scores = [score for row in judged for score in row.scores or () if score is not None]
+    placed = [
+        (score, place == row.greedy)
+        for row in judged
+        for place, score in enumerate(row.scores or ())
+        if score is not None
+    ]
+    scores = [score for score, is_greedy in placed if not is_greedy]
+    likeliest = [score for score, is_greedy in placed if is_greedy]
     if scores:
-        return {"scored": len(scores), "mean_score": fmean(scores)}
+        told = {"greedy_score": fmean(likeliest)} if likeliest else {}
+        return {"scored": len(scores), "mean_score": fmean(scores), **told}
     known = [
         p
         for row in judged
@@ -296,7 +305,7 @@ def _matrices(
     rule: SelectRule = AllPairs()
     if asked == "random_pair":
         assert select is not None, "ask_for refuses it"
-        rule = select.as_rule
+        rule = cast("SelectRule", select)
     wanted = [
         pairs_to_ask(rule, contest.prompt, number, len(contest.completions)) or ()
         for contest in contests
@@ -350,6 +359,7 @@ def _judged(
         sampler=line["sampler"],
         completions=tuple(line["completions"]),
         unfinished=tuple(line["unfinished"]),
+        greedy=line.get("greedy"),
         scores=scores,
         preferences=matrix.preferences,
         failures=(*line["failures"], *matrix.failures),

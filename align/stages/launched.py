@@ -19,7 +19,8 @@ from align.policies.loading import load_tokenizer
 from align.recipe import load_recipe
 from align.stages.launching import write_failure
 from align.stages.policies import load_round_policy, save_policy, unpatched
-from align.stages.train import train_on, trained_columns
+from align.stages.train import train_on
+from align.stages.trained_rows import rows_for
 from align.stages.workshop import Workshop
 
 
@@ -30,11 +31,9 @@ def main(path: str) -> int:
     state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
     workshop = Workshop(recipe, order["start"], load_tokenizer(recipe.model, order["start"]))
     model = load_round_policy(recipe, Path(order["policy"]), order["start"], trainable=True)
-    pairs = [trained_columns(row) for row in read_lines(Path(order["pairs"]))]
+    rows = [rows_for(recipe.objective).read(row) for row in read_lines(Path(order["rows"]))]
     scratch = Path(order["scratch"])
-    trainer, about = train_on(
-        recipe, workshop, model, pairs, order["roles"], order["seed"], scratch
-    )
+    trainer, about = train_on(recipe, workshop, model, rows, order["roles"], order["seed"], scratch)
     if state.is_main_process:
         save_policy(
             unpatched(trainer.accelerator.unwrap_model(trainer.model)),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,6 +27,8 @@ from align.tokens.tokenized_pair import TokenizedPair
 from align.worlds import world
 
 logger = logging.getLogger("align")
+
+X = TypeVar("X")
 
 
 @dataclass(frozen=True)
@@ -132,33 +134,51 @@ def hold_out(
     Raises:
         DataError: nothing would be left to train on, or a share of so few pairs is none.
     """
-    wanted = round(data.held_out * len(tokenized)) if data.held_out < 1 else int(data.held_out)
+    prompts = [(*row.prompt_ids, row.pair.images) for row in tokenized]
+    return split_off(tokenized, prompts, data, "pairs")
+
+
+def split_off(
+    rows: Sequence[X], prompts: Sequence[Hashable], data: Data, noun: str
+) -> tuple[list[X], list[X]]:
+    """Splits off `data.held_out` rows, all rows of one prompt on the same side, in their order.
+
+    Args:
+        rows: of any kind.
+        prompts: what each continues.
+        data: says how many, or which share.
+        noun: what errors call the rows.
+
+    Raises:
+        DataError: nothing would be left to train on, or a share of so few rows is none.
+    """
+    wanted = round(data.held_out * len(rows)) if data.held_out < 1 else int(data.held_out)
     if data.held_out and not wanted:
+        hint = " without preference in evaluate.suite" if noun == "pairs" else ""
         raise DataError(
-            f"data.held_out is {data.held_out:g} of {len(tokenized)} pairs, which is none. Write a "
-            "number of pairs, such as `held_out: 1`, or `held_out: 0` without preference in "
-            "evaluate.suite."
+            f"data.held_out is {data.held_out:g} of {len(rows)} {noun}, which is none. Write a "
+            f"number of {noun}, such as `held_out: 1`, or `held_out: 0`{hint}."
         )
     if wanted == 0:
-        return list(tokenized), []
-    of_prompt: dict[tuple[Any, ...], list[int]] = {}
-    for i, row in enumerate(tokenized):
-        of_prompt.setdefault((*row.prompt_ids, row.pair.images), []).append(i)
-    groups = list(of_prompt.values())
-    random.Random(f"held_out/{data.seed}").shuffle(groups)
+        return list(rows), []
+    of_prompt: dict[Hashable, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        of_prompt.setdefault(prompt, []).append(i)
+    together = list(of_prompt.values())
+    random.Random(f"held_out/{data.seed}").shuffle(together)
     held: set[int] = set()
-    for group in groups:
+    for places in together:
         if len(held) >= wanted:
             break
-        held.update(group)
-    if len(held) == len(tokenized):
+        held.update(places)
+    if len(held) == len(rows):
         raise DataError(
-            f"data.held_out asks for {wanted} of {len(tokenized)} pairs, which leaves none to "
-            "train on; lower it."
+            f"data.held_out asks for {wanted} of {len(rows)} {noun}, which leaves none to train "
+            "on; lower it."
         )
     return (
-        [row for i, row in enumerate(tokenized) if i not in held],
-        [row for i, row in enumerate(tokenized) if i in held],
+        [row for i, row in enumerate(rows) if i not in held],
+        [row for i, row in enumerate(rows) if i in held],
     )
 
 

@@ -227,8 +227,8 @@ def _pair(row: JudgedPrompt, rule: SelectRule, candidate: Match) -> PreferencePa
     scored = numbers[i] is not None and numbers[j] is not None
     pair = PreferencePair(
         prompt=row.prompt,
-        chosen=_as_text(row.prompt, row.completions[i]),
-        rejected=_as_text(row.prompt, row.completions[j]),
+        chosen=as_text(row.prompt, row.completions[i]),
+        rejected=as_text(row.prompt, row.completions[j]),
         chosen_score=numbers[i] if scored else None,
         rejected_score=numbers[j] if scored else None,
         preference=p,
@@ -303,7 +303,8 @@ def _drawn(rule: RandomPair, prompt: Text, round_number: int, k: int) -> tuple[M
     return tuple(zip(drawn[::2], drawn[1::2], strict=True))
 
 
-def _as_text(prompt: Text, completion: str) -> Text:
+def as_text(prompt: Text, completion: str) -> Text:
+    """A completion in its prompt's own form."""
     return (
         completion if isinstance(prompt, str) else (Message(role="assistant", content=completion),)
     )

@@ -1,5 +1,5 @@
 # pyright: basic
-"""The policy learns from the round's pairs: pairs, policy -> policy (and anchor, an average)."""
+"""The policy learns from the round's pairs or groups: these, policy -> policy (and anchor)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from accelerate.utils.memory import clear_device_cache
 from pydantic import Field
 
 from align import registry
-from align.data.pairs import PreferencePair
 from align.data.row_report import RowReport
 from align.errors import Interrupted
 from align.loops.artefacts import read_lines
@@ -29,22 +28,23 @@ from align.stages.policies import (
     unpatched,
     update_average,
 )
+from align.stages.trained_rows import TrainedRows, rows_for
 from align.stages.training import adapter_of, quieten, training_arguments
 from align.stages.workshop import Workshop
-from align.tokens.dataset import to_dataset
-from align.tokens.encoding import encode_pairs
-from align.trainers.preference import PreferenceTrainer
 
 # Role's source in a recipe -> what a stage reads for it. `round_start` is the policy itself before
 # it is trained, which needs no second copy.
 READ_FOR = {"start": "policy@start", "previous_round": "policy@previous_round"}
 ANCHOR = "anchor"
 # What of the trainer's log goes into the ledger: nothing that a clock moves.
-SAID = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "num_tokens")
+SAID = (
+    *("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "rewards/mean"),
+    *("logps/chosen", "logps/mean", "num_tokens"),
+)
 
 
 class TrainRound(StageNode):
-    """The policy learns from the round's pairs, as the `train` section says."""
+    """The policy learns from the round's pairs or groups, as the `train` section says."""
 
     run: Literal["train"] = "train"
     """Which stage."""
@@ -64,7 +64,7 @@ class TrainRound(StageNode):
 
 @dataclass
 class TrainStage:
-    """The policy learns from the round's pairs."""
+    """The policy learns from the round's pairs, or groups."""
 
     workshop: Workshop
     training: RoundTraining
@@ -78,8 +78,8 @@ class TrainStage:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Pairs, the policy, and the policies behind the objective's roles."""
-        return ("pairs", "policy", *self.training.reads)
+        """Pairs or groups, the policy, and the policies behind the objective's roles."""
+        return (self.training.rows.name, "policy", *self.training.reads)
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -93,10 +93,11 @@ class TrainStage:
 
     def run(self, context: StageContext) -> Mapping[str, Any]:
         """Trains on from the newest policy."""
-        pairs = [trained_columns(row) for row in read_lines(context.input("pairs"))]
+        kind = self.training.rows
+        rows = [kind.read(row) for row in read_lines(context.input(kind.name))]
         if self.node.launch is not None:
             return self.training.launched(context, self.workshop, self.node.launch)
-        return self.training.in_process(context, self.workshop, pairs)
+        return self.training.in_process(context, self.workshop, rows)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ class RoundTraining:
     """How a loop's recipe trains in each round."""
 
     recipe: Recipe
+
+    @property
+    def rows(self) -> TrainedRows:
+        """What the objective is over."""
+        return rows_for(self.recipe.objective)
 
     @property
     def roles(self) -> dict[str, str]:
@@ -130,7 +136,7 @@ class RoundTraining:
             for s in self.roles.values()
             if s not in (*READ_FOR, "round_start") and ema_decay(s) is None
         ]
-        rows = ("max_length", "on_too_long", "min_completion_tokens", "on_control_tokens")
+        of_rows = ("max_length", "on_too_long", "min_completion_tokens", "on_control_tokens")
         objective = recipe.objective.model_dump(mode="json")
         if (code := registry.code_of(recipe.objective)) is not None:
             objective["code"] = code
@@ -140,11 +146,11 @@ class RoundTraining:
             "policies": {source: content_digest(source) for source in outside},
             "model": recipe.model.model_dump(mode="json"),
             "train": recipe.train.model_dump(mode="json"),
-            "rows": {name: getattr(recipe.data, name) for name in rows},
+            "rows": {name: getattr(recipe.data, name) for name in of_rows},
         }
 
     def in_process(
-        self, context: StageContext, workshop: Workshop, pairs: Sequence[PreferencePair]
+        self, context: StageContext, workshop: Workshop, rows: Sequence[Any]
     ) -> Mapping[str, Any]:
         """Trains the newest policy and leaves it in memory for the stages that follow."""
         model = context.take("policy")
@@ -154,7 +160,7 @@ class RoundTraining:
             )
         roles = self._sources(context, workshop)
         trainer, about = train_on(
-            self.recipe, workshop, model, pairs, roles, context.seed, context.scratch
+            self.recipe, workshop, model, rows, roles, context.seed, context.scratch
         )
         model = unpatched(trainer.model)
         save_policy(model, workshop.tokenizer, context.output("policy"))
@@ -182,7 +188,7 @@ class RoundTraining:
                     "recipe": str(recipe),
                     "start": workshop.start,
                     "policy": str(context.input("policy")),
-                    "pairs": str(context.input("pairs")),
+                    "rows": str(context.input(self.rows.name)),
                     "roles": self._sources(context, workshop),
                     "seed": context.seed,
                     "scratch": str(context.scratch),
@@ -230,12 +236,6 @@ class RoundTraining:
         save_policy(average, workshop.tokenizer, context.output(ANCHOR))
 
 
-def trained_columns(row: Mapping[str, Any]) -> PreferencePair:
-    """A row without the provenance that a pipeline gave it."""
-    known = PreferencePair.model_fields
-    return PreferencePair.model_validate({k: v for k, v in row.items() if k in known})
-
-
 def start_source(recipe: Recipe, start: str) -> str:
     """The loop's start as a role's source: a folder, or `id@revision`.
 
@@ -250,12 +250,12 @@ def train_on(
     recipe: Recipe,
     workshop: Workshop,
     model: Any,
-    pairs: Sequence[PreferencePair],
+    records: Sequence[Any],
     roles: Mapping[str, str],
     seed: int,
     scratch: Path,
 ) -> tuple[Any, dict[str, Any]]:
-    """Trains `model` on the pairs of a round; a killed call goes on from its checkpoint.
+    """Trains `model` on the rows of a round; a killed call goes on from its checkpoint.
 
     Returns:
         The finished trainer, and what the ledger is to say.
@@ -264,14 +264,15 @@ def train_on(
         Interrupted: a signal ended training.
     """
     report = RowReport()
-    for _ in pairs:
+    for _ in records:
         report.keep()
-    rows = encode_pairs(pairs, workshop.tokenizer, recipe.data, report)
+    kind = rows_for(recipe.objective)
+    rows = kind.encode(records, workshop.tokenizer, recipe.data, report)
     is_adapter = hasattr(model, "peft_config")
-    trainer = PreferenceTrainer(
+    trainer = kind.trainer(
         model,
         args=training_arguments(recipe, scratch / "checkpoints", (), seed=seed),
-        train_dataset=to_dataset(rows),
+        train_dataset=kind.table(rows),
         processing_class=workshop.tokenizer,
         peft_config=None if is_adapter else adapter_of(recipe.model),
         objective=recipe.objective,
@@ -288,7 +289,7 @@ def train_on(
     last = next((row for row in reversed(trainer.state.log_history) if "loss" in row), {})
     named = recipe.roles.given
     about = {
-        "pairs": len(rows),
+        kind.name: len(rows),
         "dropped": dict(sorted(report.dropped.items())),
         "steps": trainer.state.global_step,
         "roles": {

@@ -1,5 +1,5 @@
 # pyright: basic
-"""From a recipe and tokenised pairs to a trained policy on disk."""
+"""From a recipe and tokenised rows to a trained policy on disk."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from align.runs.folder import RunFolder
 from align.runs.manifest import publish
 from align.runs.versions import versions
 from align.stages.policies import start_beside, unpatched
+from align.stages.trained_rows import rows_for
 from align.trainers.config import PreferenceConfig
-from align.trainers.preference import PreferenceTrainer
 from align.trainers.progress import TrainingProgress
 
 # (policy, the start policy, which may be that very model) -> metrics
@@ -149,7 +149,7 @@ def train_policy(
         run: where checkpoints and the model go.
         folder: folder or hub id of the start policy.
         tokenizer: the start policy's, or its processor where it reads pictures.
-        train: tokenised pairs, as `align.tokens.dataset.to_dataset` makes them.
+        train: tokenised pairs or groups, as `align.stages.trained_rows` makes their table.
         held_out: the same, for evaluations during training.
         evaluation: called on the start policy and on the finished one, on the main process.
         allow_change: settings that may differ from the checkpoint that is resumed from.
@@ -174,7 +174,7 @@ def train_policy(
         run.write_json("before.json", before)
     state.wait_for_everyone()
     reader: Any = tokenizer
-    trainer = PreferenceTrainer(
+    trainer = rows_for(recipe.objective).trainer(
         model,
         args=training_arguments(recipe, run.checkpoints, allow_change),
         train_dataset=train,

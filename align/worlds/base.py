@@ -36,10 +36,12 @@ class World(ABC):
     Attributes:
         name: what recipes call it, without the prefix.
         judged_by: whether its judge scores completions or compares two; None without a judge.
+        max_new_tokens: of an answer in a sampled group; a longer one is left out.
     """
 
     name: str
     judged_by: ClassVar[Literal["scores", "comparisons"] | None] = None
+    max_new_tokens: ClassVar[int] = 64
 
     @abstractmethod
     def base_model(self) -> Path:

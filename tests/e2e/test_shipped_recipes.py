@@ -88,6 +88,9 @@ def substituted(path: Path, url: str) -> list[str]:
     asked = (whole["model.model_name_or_path"], whole.get("prompts.source"))
     is_world = any(str(name).startswith("world:") for name in asked)
     sizes = SIZES if is_world else SIZES | OF_TOKENS
+    if "groups" in whole.values():
+        # Most groups of so small a model have equal scores, so every one is trained on.
+        sizes = sizes | {"per_device_train_batch_size": 5}
     found: dict[str, Any] = {}
     for key, value in whole.items():
         most = sizes.get(key.rpartition(".")[2])
@@ -220,8 +223,9 @@ def an_offline_run(run: Path, metrics: Metrics, nodes: dict[str, Any], shown: st
         assert metrics["after"]["sums/sampled_accuracy"]["n"] == 8
         assert "| sampled accuracy, % |" in (run / "model/README.md").read_text()
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = "groups" if nodes["data"].get("groups") else "pairs"
     assert [record["step"] for record in read_records(run / "ledger.jsonl")] == [
-        *("base", "pairs", "train"),
+        *("base", rows, "train"),
     ]
 
 

@@ -13,7 +13,7 @@ from align.app.named_models import NamedModel, named_model
 from align.app.starter.choices import Fit, Here
 from align.app.starter.text import Line
 from align.errors import RecipeError
-from align.objectives import Objective
+from align.objectives import GroupObjective, Objective
 from align.policies.loading import load_config, reads_images
 from align.policies.model import Model
 from align.stages.policies import policy_folder
@@ -69,11 +69,17 @@ def objective_of(name: str) -> Objective:
     """The formula of a name, with its defaults.
 
     Raises:
-        RecipeError: there is no such formula, or it has a hyper-parameter without default.
+        RecipeError: there is no such formula, it has a hyper-parameter without default, or it is
+            one over groups.
     """
     if not registry.is_path(name) and name not in registry.names("objective"):
         raise RecipeError(f"--method: {registry.unknown('objective', name)}.")
     made: Any = registry.node("objective", name)
+    if issubclass(made, GroupObjective):
+        raise RecipeError(
+            f"--method {name}: it learns from groups of completions, and starter recipes are of "
+            "pairs; begin with one of recipes/groups, or write `data: {groups: FILE}`."
+        )
     try:
         return made()
     except ValidationError as error:

@@ -282,6 +282,18 @@ def test_one_over_groups_has_a_test_file_and_a_row_in_the_table_of_losses(name, 
     rows = [line for line in lines if line.startswith("|") and path in line]
     assert len(rows) == 1, f"docs/losses.md has no table row with {path}"
     assert f"`{name}`" in rows[0]
+    assert f"(../recipes/groups/{name.replace('_', '-')}-tiny.yaml)" in rows[0]
+
+
+@every_group_name
+def test_one_over_groups_has_a_tiny_recipe_with_its_numbers(name, root):
+    file = f"{name.replace('_', '-')}-tiny.yaml"
+    path = root / "recipes/groups" / file
+    node = yaml.safe_load(path.read_text(encoding="utf-8"))["objective"]
+    assert objective_from(node).name == name
+    readme = (root / "recipes/groups/README.md").read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in readme if f"({file})" in line]
+    assert re.search(r"\d\d\.\d \[", row), "no number with its interval"
 
 
 def tiny_recipe(name: str, root: Path) -> Path:
