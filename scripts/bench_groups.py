@@ -7,7 +7,7 @@ Two training loops run in one process and take turns step by step, as in bench_t
 same examples, the same weights, CPU time of one thread, medians over steps behind one warm-up step,
 ratios above 1 where ours is better. Either side is as it comes.
 
-kto     TRL's KTOTrainer (reference in each step) against KTOTrainer, which scores it before training:
+kto     TRL's KTOTrainer (reference in each step) against ours, which scores it before training:
         `all` adds that scoring to our steps, as a run of one epoch has it. Steps of 8 rows.
 groups  GroupTrainer on padded rows against GroupTrainer, reference scored before training by both.
         Steps of 2 prompts with 8 answers each.
