@@ -99,8 +99,8 @@ def test_every_trainer_config_objective_and_judge_is_offered() -> None:
         if isinstance(node, ast.ClassDef)
         and {"score", "compare"} & {m.name for m in node.body if isinstance(m, ast.FunctionDef)}
     }
-    # The two protocols, and what a function in a recipe is wrapped in.
-    inner = {"PairJudge", "ScoreJudge", "ScoringFunction", "ComparingFunction"}
+    # The two protocols, what a function in a recipe is wrapped in, and what a loop hands state to.
+    inner = {"PairJudge", "ScoreJudge", "ScoringFunction", "ComparingFunction", "AdaptiveJudge"}
     assert judges - inner <= set(align.__all__)
 
 

@@ -95,7 +95,7 @@ def test_every_objective_has_a_trainer_or_is_listed_without() -> None:
     objectives = {objective.__name__ for objective in over_pairs}
     assert {*NAMES, *WITHOUT} == objectives
     assert not {*NAMES} & WITHOUT
-    general = ("Preference", "Group", "KTO")
+    general = ("Preference", "Group", "KTO", "Reward")
     wanted = {f"{name}{kind}" for name in general for kind in ("Trainer", "Config")}
     wanted |= {f"{name}{kind}" for name in NAMES for kind in ("Trainer", "Config")}
     assert set(align.trainers.__all__) == wanted

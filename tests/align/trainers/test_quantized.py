@@ -85,7 +85,7 @@ def test_without_the_switch_the_run_is_stopped(
     probe = load_policy(Model(model_name_or_path=folder, **SECTION), folder)
     if keep_gradients_on_cpu(probe) == 0:
         pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes never repacks")
-    monkeypatch.setattr("align.trainers.preference.keep_gradients_on_cpu", lambda model: 0)
+    monkeypatch.setattr("align.trainers.objective_trainer.keep_gradients_on_cpu", lambda model: 0)
     with (
         pytest.raises(NumericalError, match="gradient's norm is exactly 0"),
         pytest.warns(UserWarning, match="an autograd kernel was not registered"),
