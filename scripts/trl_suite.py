@@ -49,7 +49,6 @@ TEXT_MODELS = (
     "gpt_oss_for_causal_lm",
     "qwen3_moe_for_causal_lm",
     "nemotron_3_nano_for_causal_lm",
-    "gpt_neox_for_causal_lm",
     "llama_for_causal_lm_3_2",
     "olmo3_for_causal_lm",
     "lfm2_for_causal_lm",
