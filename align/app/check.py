@@ -14,17 +14,18 @@ from align.app.cost import (
     Disk,
     Lengths,
     Machine,
-    Memory,
-    Parameters,
-    count_parameters,
     estimate_disk,
-    estimate_memory,
+    in_units,
     optimizer_steps,
 )
 from align.app.evaluation_cost import evaluation_memory
 from align.app.fitting import check_columns, check_invariants, check_roles
+from align.app.launch import ALONE, Launch
+from align.app.memory import Memory, Parameters, count_parameters, estimate_memory
+from align.app.room import would_fit
 from align.data.row_report import RowReport
 from align.errors import DataError, MachineError
+from align.forest.rows import TokenRow
 from align.recipe import Recipe, notices
 from align.tokens.tokenized_pair import TokenizedPair
 
@@ -64,11 +65,11 @@ class CheckReport:
             f"token invariants: hold on all {self.unit}",
             f"parameters: {self.parameters.total:,}, trained {self.parameters.trained:,}",
             f"memory: about {self._memory(self.memory)}; "
-            f"{_size(self.machine.free_memory)} free on {self.machine.memory_of}",
+            f"{in_units(self.machine.free_memory)} free on {self.machine.memory_of}",
             *([f"evaluation: about {self._memory(self.evaluating)}"] if self.evaluating else []),
-            f"disk: about {_size(self.disk.total)} ({self.disk.checkpoints} checkpoints of "
-            f"{_size(self.disk.checkpoint)}, model {_size(self.disk.model)}, caches "
-            f"{_size(self.disk.caches)}); {_size(self.machine.free_disk)} free",
+            f"disk: about {in_units(self.disk.total)} ({self.disk.checkpoints} checkpoints of "
+            f"{in_units(self.disk.checkpoint)}, model {in_units(self.disk.model)}, caches "
+            f"{in_units(self.disk.caches)}); {in_units(self.machine.free_disk)} free",
             *(f"warning: {warning}" for warning in self.warnings),
         ]
         if self.example is not None:
@@ -78,8 +79,8 @@ class CheckReport:
     def _memory(self, of: Memory) -> str:
         parts = {f.name: getattr(of, f.name) for f in fields(Memory)}
         parts |= {"program": self.machine.program}
-        listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
-        return f"{_size(of.total + self.machine.program)} per process ({listed})"
+        listed = ", ".join(f"{name} {in_units(size)}" for name, size in parts.items() if size)
+        return f"{in_units(of.total + self.machine.program)} per device ({listed})"
 
 
 def check(
@@ -92,7 +93,7 @@ def check(
     model_config: PreTrainedConfig,
     run_dir: Path,
     machine: Machine | None = None,
-    processes: int = 1,
+    launch: Launch = ALONE,
     show_example: bool = False,
 ) -> CheckReport:
     """Everything about a run that can be known before it.
@@ -106,7 +107,7 @@ def check(
         model_config: of the policy.
         run_dir: where the run would lie.
         machine: what is free; None asks this machine.
-        processes: that share the work, one device each.
+        launch: the devices that share the work.
         show_example: render the first pair; preference data holds offensive text.
 
     Raises:
@@ -124,9 +125,10 @@ def check(
     check_invariants([*train, *held_out], tokenizer, recipe.data, model_config)
     check_columns(recipe, train)
     check_roles(recipe)
-    steps = optimizer_steps(recipe.train, len(train), processes)
+    steps = optimizer_steps(recipe.train, len(train), launch.processes)
     parameters = count_parameters(recipe, model_config)
-    memory = estimate_memory(recipe, train, parameters, model_config)
+    units = rows_of_pairs(train)
+    memory = estimate_memory(recipe, units, parameters, model_config, launch)
     evaluating = evaluation_memory(recipe, held_out, parameters, model_config)
     disk = estimate_disk(recipe, [*train, *held_out], parameters, model_config, steps)
     require_disk(disk, machine)
@@ -145,7 +147,8 @@ def check(
         disk=disk,
         machine=machine,
         warnings=(
-            *warnings_of(recipe, len(train), tokenizer, steps, memory, machine, processes),
+            *warnings_of(recipe, len(train), tokenizer, steps, launch.processes),
+            *would_fit(recipe, units, memory, model_config, launch, machine),
             *_warnings_of_pairs(recipe, train, held_out),
             *too_large(evaluating, machine),
         ),
@@ -162,9 +165,9 @@ def require_disk(disk: Disk, machine: Machine) -> None:
     """
     if disk.total > machine.free_disk:
         raise MachineError(
-            f"The run needs about {_size(disk.total)} of disk ({disk.checkpoints} checkpoints of "
-            f"{_size(disk.checkpoint)}, model {_size(disk.model)}, caches {_size(disk.caches)}) "
-            f"and {_size(machine.free_disk)} are free: set train.save_total_limit: 1, raise "
+            f"The run needs about {in_units(disk.total)} of disk ({disk.checkpoints} checkpoints of "
+            f"{in_units(disk.checkpoint)}, model {in_units(disk.model)}, caches {in_units(disk.caches)}) "
+            f"and {in_units(machine.free_disk)} are free: set train.save_total_limit: 1, raise "
             "train.save_steps, or name a --run folder on another disk."
         )
 
@@ -174,8 +177,6 @@ def warnings_of(
     rows: int,
     tokenizer: PreTrainedTokenizerBase,
     steps: int,
-    memory: Memory,
-    machine: Machine,
     processes: int,
 ) -> Iterator[str]:
     """What is allowed and yet probably not meant, of training on so many rows of any kind."""
@@ -194,12 +195,14 @@ def warnings_of(
         )
     if train.warmup_steps >= 1 and train.warmup_steps >= steps and train.max_steps < 1:
         yield f"train.warmup_steps: warm-up lasts as long as the whole run of {steps} steps"
-    if memory.total > machine.free_memory:
-        yield (
-            f"memory: about {_size(memory.total)} is more than the {_size(machine.free_memory)} "
-            f"free on {machine.memory_of}; lower train.per_device_train_batch_size, or train an "
-            "adapter"
-        )
+
+
+def rows_of_pairs(pairs: Sequence[TokenizedPair]) -> list[list[TokenRow]]:
+    """The two rows of each pair."""
+    return [
+        [TokenRow(pair.prompt_ids, pair.chosen_ids), TokenRow(pair.prompt_ids, pair.rejected_ids)]
+        for pair in pairs
+    ]
 
 
 def _warnings_of_pairs(
@@ -216,8 +219,8 @@ def too_large(evaluating: Memory | None, machine: Machine) -> Iterator[str]:
     """That the evaluation may not fit."""
     if evaluating is not None and evaluating.total > machine.free_memory:
         yield (
-            f"evaluation: about {_size(evaluating.total)} is more than the "
-            f"{_size(machine.free_memory)} free on {machine.memory_of}; lower train.token_budget, "
+            f"evaluation: about {in_units(evaluating.total)} is more than the "
+            f"{in_units(machine.free_memory)} free on {machine.memory_of}; lower train.token_budget, "
             "or train.per_device_eval_batch_size where there is none"
         )
 
@@ -240,11 +243,3 @@ def _render(row: TokenizedPair, tokenizer: PreTrainedTokenizerBase) -> str:
         for name, ids in parts.items()
     }
     return "\n".join(f"--- {name} ({counts[name]}) ---\n{text[name]}" for name in parts)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

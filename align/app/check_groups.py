@@ -10,12 +10,9 @@ from align.app.check import CheckReport, require_disk, too_large, warnings_of
 from align.app.cost import (
     Lengths,
     Machine,
-    batch_tokens,
     cached_bytes,
-    count_parameters,
     optimizer_steps,
     run_disk,
-    training_memory,
 )
 from align.app.evaluation_cost import evaluation_memory
 from align.app.fitting import check_invariants, check_roles
@@ -25,8 +22,12 @@ from align.app.fitting_groups import (
     check_group_invariants,
     unread,
 )
+from align.app.launch import ALONE, Launch
+from align.app.memory import count_parameters, estimate_memory
+from align.app.room import would_fit
 from align.data.row_report import RowReport
 from align.errors import DataError
+from align.forest.rows import TokenRow
 from align.recipe import Recipe
 from align.tokens.groups import TokenizedGroup
 from align.tokens.tokenized_pair import TokenizedPair
@@ -46,6 +47,7 @@ def check_groups(
     model_config: PreTrainedConfig,
     run_dir: Path,
     machine: Machine | None = None,
+    launch: Launch = ALONE,
     show_example: bool = False,
 ) -> CheckReport:
     """Everything about a run that can be known before it.
@@ -60,6 +62,7 @@ def check_groups(
         model_config: of the policy.
         run_dir: where the run would lie.
         machine: what is free; None asks this machine.
+        launch: the devices that share the work.
         show_example: render the first group; preference data holds offensive text.
 
     Raises:
@@ -76,11 +79,12 @@ def check_groups(
     check_invariants(measured, tokenizer, recipe.data, model_config)
     check_group_columns(recipe, train)
     check_roles(recipe)
-    steps = optimizer_steps(recipe.train, len(train), 1)
+    steps = optimizer_steps(recipe.train, len(train), launch.processes)
     parameters = count_parameters(recipe, model_config)
     completions = [len(ids) for row in train for ids in row.completions_ids]
     sizes = [len(row.prompt_ids) + sum(map(len, row.completions_ids)) for row in train]
-    memory = training_memory(recipe, batch_tokens(recipe, sizes), parameters, model_config)
+    units = [[TokenRow(row.prompt_ids, ids) for ids in row.completions_ids] for row in train]
+    memory = estimate_memory(recipe, units, parameters, model_config, launch)
     evaluating = evaluation_memory(recipe, measured, parameters, model_config)
     rows = [*train, *held_out]
     caches = cached_bytes(
@@ -105,7 +109,8 @@ def check_groups(
         disk=disk,
         machine=machine,
         warnings=(
-            *warnings_of(recipe, len(train), tokenizer, steps, memory, machine, 1),
+            *warnings_of(recipe, len(train), tokenizer, steps, launch.processes),
+            *would_fit(recipe, units, memory, model_config, launch, machine),
             *_warnings(recipe, train),
             *too_large(evaluating, machine),
         ),

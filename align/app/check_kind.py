@@ -10,13 +10,11 @@ from align.app.check import CheckReport, require_disk
 from align.app.cost import (
     Lengths,
     Machine,
-    Memory,
-    count_parameters,
     optimizer_steps,
     run_disk,
-    training_memory,
 )
 from align.app.fitting import check_invariants
+from align.app.memory import Memory, count_parameters, training_memory
 from align.policies.loading import load_config, load_tokenizer
 from align.recipe import KindRecipe
 from align.stages.kind_rows import read_kind_pairs, rows_of

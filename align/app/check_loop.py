@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from align.app.cost import Lengths, count_parameters, optimizer_steps
+from align.app.cost import Lengths, optimizer_steps
 from align.app.fitting import check_roles
+from align.app.memory import count_parameters
 from align.errors import DataError, RecipeError
 from align.judges.matrix import every_pair, knockout
 from align.loops.stage import Stage, check_chain, first_states

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from align.app.check_diffusion import check_diffusion
 from align.app.check_groups import check_groups
 from align.app.check_kind import check_kind
 from align.app.check_loop import check_loop
+from align.app.cost import Machine
 from align.app.data import check_data
 from align.app.diffusion_recipe import default_diffusion_run, load_diffusion_recipe
 from align.app.evaluation import check_evaluations
+from align.app.launch import ALONE, Launch
 from align.app.recipe_rows import read_rows
+from align.errors import RecipeError
 from align.policies.loading import load_config, load_tokenizer
 from align.recipe import (
     KINDS,
@@ -32,8 +36,28 @@ from align.stages.evaluate import benchmarks
 from align.stages.policies import policy_folder
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where a recipe is to be trained, if that is not this machine as it is.
+
+    Attributes:
+        launch: a file for `accelerate launch --config_file`.
+        memory: of one device, in 10^9 bytes.
+    """
+
+    launch: Path | None = None
+    memory: float | None = None
+
+
+HERE = Elsewhere()
+
+
 def check_recipe(
-    path: Path, overrides: Sequence[str], show_example: bool, run_code: bool = False
+    path: Path,
+    overrides: Sequence[str],
+    show_example: bool,
+    run_code: bool = False,
+    elsewhere: Elsewhere = HERE,
 ) -> str:
     """The dry run: recipe, rows, tokens, memory and disk, without training.
 
@@ -50,11 +74,16 @@ def check_recipe(
                 "--run-code.",
             ]
         )
-    return "\n".join([*code, _checked(path, overrides, show_example)])
+    return "\n".join([*code, _checked(path, overrides, show_example, elsewhere)])
 
 
-def _checked(path: Path, overrides: Sequence[str], show_example: bool) -> str:
+def _checked(path: Path, overrides: Sequence[str], show_example: bool, elsewhere: Elsewhere) -> str:
     kind = kind_of(path, overrides)
+    if elsewhere != HERE and (kind != "train" or load_recipe(path, overrides).is_loop):
+        raise RecipeError(
+            "--launch and --memory are for recipes that train once on pairs or groups: of the "
+            "others no memory is estimated for another machine. Leave them out."
+        )
     if kind == "diffusion":
         diffusion = load_diffusion_recipe(path, overrides)
         return check_diffusion(diffusion, default_diffusion_run(path, diffusion))
@@ -67,22 +96,32 @@ def _checked(path: Path, overrides: Sequence[str], show_example: bool) -> str:
         return check_kind(of_kind, default_run(path, of_kind), show_example)
     recipe = load_recipe(path, overrides)
     planned = check_evaluations(benchmarks(recipe.evaluate.nodes()))
-    found = check_loop(recipe, show_example) if recipe.is_loop else _run(recipe, path, show_example)
+    found = (
+        check_loop(recipe, show_example)
+        if recipe.is_loop
+        else _run(recipe, path, show_example, elsewhere)
+    )
     return "\n".join([planned, found] if planned else [found])
 
 
-def _run(recipe: Recipe, path: Path, show_example: bool) -> str:
+def _run(recipe: Recipe, path: Path, show_example: bool, elsewhere: Elsewhere) -> str:
     """The dry run of a recipe that trains once."""
     folder = policy_folder(recipe.model)
     tokenizer = load_tokenizer(recipe.model, folder)
     rows = read_rows(recipe, folder, tokenizer)
+    run_dir = default_run(path, recipe)
+    machine = Machine.here(run_dir, use_cpu=recipe.train.use_cpu)
+    if elsewhere.memory is not None:
+        machine = machine.with_memory(elsewhere.memory)
     known: dict[str, Any] = {
+        "machine": machine,
+        "launch": ALONE if elsewhere.launch is None else Launch.of(elsewhere.launch),
         "train": rows.train,
         "held_out": rows.held_out,
         "report": rows.report,
         "tokenizer": tokenizer,
         "model_config": load_config(recipe.model, folder),
-        "run_dir": default_run(path, recipe),
+        "run_dir": run_dir,
         "show_example": show_example,
     }
     if recipe.learns_from == "groups":

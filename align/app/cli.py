@@ -130,12 +130,23 @@ def check(
         bool, typer.Option("--show-example", help="Print one pair as it will be trained on.")
     ] = False,
     run_code: RunCode = False,
+    launch: Annotated[
+        Path | None,
+        typer.Option(
+            "--launch", help="Estimate memory for a launch by this file of `accelerate launch`."
+        ),
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option("--memory", min=0.1, help="Memory of one device elsewhere, in GB (10^9)."),
+    ] = None,
 ) -> None:
     """Read the recipe, every row and every token, and estimate memory and disk; train nothing."""
-    from align.app.check_recipe import check_recipe
+    from align.app.check_recipe import Elsewhere, check_recipe
 
     Console(soft_wrap=True).print(
-        check_recipe(recipe, overrides or [], show_example, run_code), markup=False
+        check_recipe(recipe, overrides or [], show_example, run_code, Elsewhere(launch, memory)),
+        markup=False,
     )
 
 

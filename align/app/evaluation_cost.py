@@ -5,7 +5,7 @@ In bytes, for `preference` and whatever reads the start policy's weights beside 
     weights      as in training; twice where a second model is read and no adapter spares it
     activations  tokens of the fullest pass x 34 x hidden, twice that in float32, of one layer: no
                  backward pass wants the others
-    logits       scored tokens x vocabulary x 2 float32 of one chunk of the LM head at most. Where
+    head         scored tokens x vocabulary x 2 float32 of one chunk of the LM head at most. Where
                  rows are padded: all tokens x vocabulary in the model's type, and one chunk
 
 Texts that are generated, by worlds and benchmarks, are not in it.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from align.app.cost import Memory, Parameters, loaded_width, training_memory
+from align.app.memory import Memory, Parameters, loaded_width, weight_bytes
 from align.evaluation import Measurement
 from align.forest.backends import refused
 from align.forest.head import CHUNK
@@ -46,7 +46,7 @@ def evaluation_memory(
     reads_start = any(node.reads_start for node in nodes)
     if not pairs and not reads_start:
         return None
-    weights = training_memory(recipe, 0, parameters, model_config).weights
+    weights = weight_bytes(recipe, parameters, model_config)
     config = model_config.get_text_config()
     # Mixed precision is the trainer's; policies are measured in the type that they are loaded in.
     width = loaded_width(recipe, model_config)
@@ -61,7 +61,7 @@ def evaluation_memory(
         gradients=0,
         optimizer=0,
         activations=tokens * 34 * config.hidden_size * width // 2,
-        logits=logits,
+        head=logits,
     )
 
 

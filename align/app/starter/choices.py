@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 
-from align.app.cost import Machine, count_parameters, estimate_memory
+from align.app.check import rows_of_pairs
+from align.app.cost import Machine
+from align.app.memory import count_parameters, estimate_memory
 from align.app.starter.text import Line
 from align.objectives import Objective
 from align.policies.model import Model
@@ -114,6 +116,7 @@ def fit_weights(
     """
     total = count_parameters(_recipe(wish, objective, Train()), config).total
     half = "bfloat16" if here.has_bfloat16 else "float32"
+    rows = rows_of_pairs(pairs)
     last: Fit | None = None
     for kind in _kinds(total, here):
         keys: dict[str, Any] = {"dtype": "float32" if kind == "full" else half}
@@ -125,7 +128,7 @@ def fit_weights(
         for checkpointing in (False, True):
             train = Train(gradient_checkpointing=checkpointing, per_device_train_batch_size=4)
             recipe = _recipe(wish.model_copy(update=keys), objective, train)
-            needed = estimate_memory(recipe, pairs, count_parameters(recipe, config), config).total
+            needed = estimate_memory(recipe, rows, count_parameters(recipe, config), config).total
             last = Fit(
                 keys, _why(kind, total, here), *_rate(kind, total, wish.is_world), checkpointing
             )

@@ -7,15 +7,9 @@ import pytest
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerBase
 
 from align.app.check import CheckReport, check
-from align.app.cost import (
-    Lengths,
-    Machine,
-    count_parameters,
-    estimate_disk,
-    estimate_memory,
-    optimizer_steps,
-)
+from align.app.cost import Lengths, Machine, estimate_disk, optimizer_steps
 from align.app.fitting import broken_invariant
+from align.app.memory import batch_tokens, count_parameters, training_memory
 from align.data.messages import Message
 from align.data.pairs import PreferencePair
 from align.data.row_report import RowReport
@@ -153,11 +147,16 @@ def test_tied_embeddings_count_once() -> None:
     assert count_parameters(recipe(), config).total == 400 + 128 + 216 + 72 + 288 + 264 + 48
 
 
+def by_formula(recipe: Recipe, pairs: list[TokenizedPair], parameters: Any, config: Any) -> Any:
+    sizes = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
+    return training_memory(recipe, batch_tokens(recipe, sizes), parameters, config)
+
+
 def test_memory_of_full_training(config: LlamaConfig, pairs: list[TokenizedPair]) -> None:
     train = Train(per_device_train_batch_size=2, gradient_checkpointing=False)
     full = recipe(train=train)
     parameters = count_parameters(full, config)
-    memory = estimate_memory(full, pairs, parameters, config)
+    memory = by_formula(full, pairs, parameters, config)
     assert memory.weights == 4 * parameters.total
     assert memory.gradients == 4 * parameters.total
     assert memory.optimizer == 8 * parameters.total  # AdamW: two float32 each
@@ -166,19 +165,19 @@ def test_memory_of_full_training(config: LlamaConfig, pairs: list[TokenizedPair]
     )
     tokens = sizes[-1] + sizes[-2]
     assert memory.activations == tokens * LAYERS * 34 * HIDDEN * 2  # twice 34 h in float32
-    assert memory.logits == tokens * config.vocab_size * 8
+    assert memory.head == tokens * config.vocab_size * 8
     assert memory.total == sum(
-        (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.logits)
+        (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.head)
     )
     saving = recipe(train=train.model_copy(update={"gradient_checkpointing": True}))
-    less = estimate_memory(saving, pairs, parameters, config).activations
+    less = by_formula(saving, pairs, parameters, config).activations
     assert less == tokens * (LAYERS * HIDDEN * 4 + 34 * HIDDEN * 2)
     for budget, bound in ((tokens - 1, tokens - 1), (16, sizes[-1]), (10**6, tokens)):
         bounded = recipe(train=train.model_copy(update={"token_budget": budget}))
-        found = estimate_memory(bounded, pairs, parameters, config).activations
+        found = by_formula(bounded, pairs, parameters, config).activations
         assert found == bound * LAYERS * 34 * HIDDEN * 2
     half = recipe(train=train, model=Model(model_name_or_path="a/b", dtype="bfloat16"))
-    memory = estimate_memory(half, pairs, parameters, config)
+    memory = by_formula(half, pairs, parameters, config)
     assert memory.weights == 2 * parameters.total
     assert memory.optimizer == 4 * parameters.total
     assert memory.activations == tokens * LAYERS * 34 * HIDDEN
@@ -193,7 +192,7 @@ def test_memory_of_the_optimizer(
 ) -> None:
     full = recipe(train=Train(optim=optim))
     parameters = count_parameters(full, config)
-    memory = estimate_memory(full, pairs, parameters, config)
+    memory = by_formula(full, pairs, parameters, config)
     assert memory.optimizer == bytes_each * parameters.total
 
 
@@ -201,7 +200,7 @@ def test_memory_of_qlora(config: LlamaConfig, pairs: list[TokenizedPair]) -> Non
     model = Model(model_name_or_path="a/b", use_peft=True, load_in_4bit=True, dtype="bfloat16")
     qlora = recipe(model=model)
     parameters = count_parameters(qlora, config)
-    memory = estimate_memory(qlora, pairs, parameters, config)
+    memory = by_formula(qlora, pairs, parameters, config)
     plain = 2 * config.vocab_size * HIDDEN + NORMS
     # 4 bits and a float32 scale per 64: 0.5625 bytes; the rest bfloat16; the adapter float32.
     assert memory.weights == 0.5625 * LINEAR + 2 * plain + 4 * parameters.adapter

@@ -10,8 +10,9 @@ import pytest
 from transformers import LlamaConfig, MambaConfig
 
 from align.app.check import check
-from align.app.cost import Machine, count_parameters, estimate_memory
+from align.app.cost import Machine
 from align.app.evaluation_cost import evaluation_memory
+from align.app.memory import count_parameters, weight_bytes
 from align.data.pairs import PreferencePair
 from align.data.row_report import RowReport
 from align.objectives import objective_from
@@ -69,7 +70,7 @@ def test_tokens_of_the_fullest_pass(train: dict[str, Any], tokens: int) -> None:
     found = estimated(recipe(**train))
     assert found.activations == tokens * LAYER
     # Only completions are scored: 10 + 20 + 18 of them.
-    assert found.logits == min(tokens, 48) * VOCABULARY * 2 * 4
+    assert found.head == min(tokens, 48) * VOCABULARY * 2 * 4
     assert (found.gradients, found.optimizer) == (0, 0)
 
 
@@ -82,7 +83,7 @@ def test_types_and_adapters() -> None:
     assert estimated(recipe(bf16=True)).activations == estimated(recipe()).activations
     lora = recipe(model={"use_peft": True, "lora_r": 4})
     parameters = count_parameters(lora, LLAMA)
-    assert estimated(lora).weights == estimate_memory(lora, PAIRS, parameters, LLAMA).weights
+    assert estimated(lora).weights == weight_bytes(lora, parameters, LLAMA)
 
 
 def test_a_second_model_only_where_its_weights_are_read() -> None:
@@ -101,7 +102,7 @@ def test_rows_that_are_padded_have_all_their_logits() -> None:
     found = estimated(recipe(per_device_eval_batch_size=2), config)
     # Two pairs as long as the longest: 2 x 2 x 20 slots, and 48 of their tokens are scored.
     assert found.activations == 80 * LAYER
-    assert found.logits == VOCABULARY * (80 * 4 + 48 * 8)
+    assert found.head == VOCABULARY * (80 * 4 + 48 * 8)
 
 
 def test_what_the_dry_run_says() -> None:
@@ -127,9 +128,9 @@ def test_what_the_dry_run_says() -> None:
     assert report.evaluating is not None
     assert report.evaluating.total < report.memory.total
     lines = str(report).splitlines()
-    (line,) = [line for line in lines if line.startswith("evaluation: about 500 MB per process (")]
+    (line,) = [line for line in lines if line.startswith("evaluation: about 500 MB per device (")]
     assert line.endswith("program 500 MB)")
-    assert any(line.startswith("memory: about 500 MB per process (") for line in lines)
+    assert any(line.startswith("memory: about 500 MB per device (") for line in lines)
     assert "evaluation:" not in str(said(roomy, []))
     between = replace(roomy, free_memory=report.evaluating.total - 1)
     (warning,) = [w for w in said(between, pairs).warnings if w.startswith("evaluation:")]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from align.app.check_recipe import check_recipe
-from align.app.cost import batch_tokens
+from align.app.memory import batch_tokens
 from align.app.train import train_recipe
 from align.errors import AlignError, DataError
 from align.recipe import load_recipe, resolved_yaml
