@@ -69,7 +69,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             "luspo": "align.objectives:LUSPO",
             "nft": "align.objectives:NFT",
             "plackett_luce": "align.objectives:PlackettLuce",
-            "reinforce_pp": "align.objectives:ReinforcePlusPlus",
+            "reinforce_pp": "align.objectives:ReinforcePP",
             "remax": "align.objectives:ReMax",
             "rloo": "align.objectives:RLOO",
             "rto": "align.objectives:RTO",

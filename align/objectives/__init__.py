@@ -55,7 +55,7 @@ from align.objectives.groups.lipo import LiPO
 from align.objectives.groups.luspo import LUSPO
 from align.objectives.groups.nft import NFT
 from align.objectives.groups.plackett_luce import PlackettLuce
-from align.objectives.groups.reinforce_pp import ReinforcePlusPlus
+from align.objectives.groups.reinforce_pp import ReinforcePP
 from align.objectives.groups.remax import ReMax
 from align.objectives.groups.rloo import RLOO
 from align.objectives.groups.rto import RTO
@@ -143,7 +143,7 @@ AnyGroupObjective = Annotated[
     | LUSPO
     | NFT
     | PlackettLuce
-    | ReinforcePlusPlus
+    | ReinforcePP
     | ReMax
     | RLOO
     | RTO
@@ -313,7 +313,7 @@ __all__ = [
     "Objective",
     "PlackettLuce",
     "ReMax",
-    "ReinforcePlusPlus",
+    "ReinforcePP",
     "SLiC",
     "SimPO",
     "Sum",

@@ -30,7 +30,7 @@ from align.types import GroupInputs, GroupOutput
 LEAST_VARIANCE = 1e-8  # in square units of the score, as in OpenRLHF
 
 
-class ReinforcePlusPlus(CoupledGroups, frozen=True):
+class ReinforcePP(CoupledGroups, frozen=True):
     r"""L = -sum_t min(u_t A_t, clip(u_t, 1 - clip_low, 1 + clip_high) A_t) / mean tokens.
 
     A_t = (G_t - mean of the step's G) / deviation of the step's G
