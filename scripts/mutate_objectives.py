@@ -413,8 +413,8 @@ MUTATIONS = (
         "groups/group_relative",
         "self.clip if self.clip_high is None else self.clip_high",
         "self.clip",
-        "group_relative",
     ),
+    Mutation("largest ratio unused", "groups/group_relative", ", self.largest_ratio)", ")"),
     Mutation(
         "mean of each completion",
         "groups/dapo",
