@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.errors import DataError, RecipeError
 from align.forest import backends
-from align.objectives import DPO, KTO
+from align.objectives import DAPO, DPO, KTO, ReinforcePP
 from align.trainers import GroupConfig, GroupTrainer
 from align.types import GroupInputs, Logps
 from tests.align.trainers.groups_in_code import Centred, Listwise, make_groups, settings
@@ -83,6 +83,7 @@ def by_hand(tiny_folder, groups: list[dict], objective) -> tuple[float, torch.Te
         policy=own_logps(model, rows),
         group=torch.arange(len(groups)).repeat_interleave(sizes),
         reference=frozen,
+        previous=frozen,
         score=torch.tensor([score for row in groups for score in row["scores"]]),
     )
     loss = objective(read).loss
@@ -132,14 +133,15 @@ def test_a_step_is_the_mean_over_completions_of_full_logits(
 @pytest.mark.parametrize(
     ("batch", "accumulation", "budget"), [(2, 3, None), (6, 1, 50), (3, 2, 40)]
 )
+@pytest.mark.parametrize("objective", [Centred(), DAPO(kl_beta=0.1), ReinforcePP()])
 def test_the_whole_step_of_groups_is_seen_whatever_its_passes(
-    built, groups, tiny_folder, reference, batch, accumulation, budget
+    built, groups, tiny_folder, reference, objective, batch, accumulation, budget
 ) -> None:
     """Every completion is given its own number of the step, at its own place."""
     look = Gradients()
     trainer = built(
-        Centred(),
-        roles={"reference": reference},
+        objective,
+        roles=dict.fromkeys(objective.needs & {"reference", "previous"}, reference),
         callbacks=[look],
         max_steps=1,
         max_grad_norm=0.0,
@@ -148,7 +150,7 @@ def test_the_whole_step_of_groups_is_seen_whatever_its_passes(
         token_budget=budget,
     )
     trainer.train()
-    loss, gradient = by_hand(tiny_folder, groups.to_list()[:6], Centred())
+    loss, gradient = by_hand(tiny_folder, groups.to_list()[:6], objective)
     assert steps_of(trainer)[0]["loss"] == pytest.approx(loss, abs=2e-6)
     torch.testing.assert_close(look.found[0], gradient, rtol=0, atol=2e-5)
 

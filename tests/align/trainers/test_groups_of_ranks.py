@@ -27,6 +27,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import align.trainers.mismatched as mismatched
+from align.objectives import DAPO
 from align.trainers import GroupConfig, GroupTrainer, KTOConfig, KTOTrainer
 from tests.align.trainers.groups_in_code import Listwise, settings
 
@@ -36,11 +37,13 @@ original = mismatched.mismatched_ids
 mismatched.mismatched_ids = lambda prompts, completions, block, limit: original(
     prompts, completions, 4, limit
 )
+roles = {"roles": {"reference": "start", "previous": "start"}}
 found = {}
 for name, table in json.loads(Path(rows).read_text()).items():
     kind, config, own = {
         "kto": (KTOTrainer, KTOConfig, {}),
         "groups": (GroupTrainer, GroupConfig, {"objective": Listwise()}),
+        "dapo": (GroupTrainer, GroupConfig, {"objective": DAPO(kl_beta=0.1), **roles}),
     }[name]
     data = Dataset.from_list(table)
     trainer = kind(
@@ -78,8 +81,9 @@ def results(tmp_path_factory, tiny_folder, root) -> dict[int, dict]:
     script = base / "train_four_steps.py"
     script.write_text(SCRIPT)
     rows = base / "rows.json"
+    groups = make_groups(ROWS).to_list()
     rows.write_text(
-        json.dumps({"kto": some_rows(ROWS).to_list(), "groups": make_groups(ROWS).to_list()})
+        json.dumps({"kto": some_rows(ROWS).to_list(), "groups": groups, "dapo": groups})
     )
     found = {}
     for processes, batch in ((1, 4), (2, 2)):
@@ -109,7 +113,7 @@ def results(tmp_path_factory, tiny_folder, root) -> dict[int, dict]:
     return found
 
 
-@pytest.mark.parametrize("name", ["kto", "groups"])
+@pytest.mark.parametrize("name", ["kto", "groups", "dapo"])
 def test_every_step_is_the_same_the_ragged_ones_included(results, name) -> None:
     one, two = ([row for row in results[n][name] if "loss" in row] for n in (1, 2))
     assert len(one) == len(two) == STEPS
@@ -121,7 +125,7 @@ def test_every_step_is_the_same_the_ragged_ones_included(results, name) -> None:
     assert name != "kto" or any(row["kl"] > 1e-3 for row in one)
 
 
-@pytest.mark.parametrize("name", ["kto", "groups"])
+@pytest.mark.parametrize("name", ["kto", "groups", "dapo"])
 def test_an_evaluation_is_the_same(results, name) -> None:
     """11 rows over two ranks: one of them is repeated, and must not enter a mean."""
     one, two = ([row for row in results[n][name] if "eval_loss" in row] for n in (1, 2))
