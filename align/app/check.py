@@ -165,10 +165,10 @@ def require_disk(disk: Disk, machine: Machine) -> None:
     """
     if disk.total > machine.free_disk:
         raise MachineError(
-            f"The run needs about {in_units(disk.total)} of disk ({disk.checkpoints} checkpoints of "
-            f"{in_units(disk.checkpoint)}, model {in_units(disk.model)}, caches {in_units(disk.caches)}) "
-            f"and {in_units(machine.free_disk)} are free: set train.save_total_limit: 1, raise "
-            "train.save_steps, or name a --run folder on another disk."
+            f"The run needs about {in_units(disk.total)} of disk ({disk.checkpoints} checkpoints "
+            f"of {in_units(disk.checkpoint)}, model {in_units(disk.model)}, caches "
+            f"{in_units(disk.caches)}) and {in_units(machine.free_disk)} are free: set "
+            "train.save_total_limit: 1, raise train.save_steps, or name a --run folder on another disk."
         )
 
 
@@ -220,8 +220,8 @@ def too_large(evaluating: Memory | None, machine: Machine) -> Iterator[str]:
     if evaluating is not None and evaluating.total > machine.free_memory:
         yield (
             f"evaluation: about {in_units(evaluating.total)} is more than the "
-            f"{in_units(machine.free_memory)} free on {machine.memory_of}; lower train.token_budget, "
-            "or train.per_device_eval_batch_size where there is none"
+            f"{in_units(machine.free_memory)} free on {machine.memory_of}; lower "
+            "train.token_budget, or train.per_device_eval_batch_size where there is none"
         )
 
 

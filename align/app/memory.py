@@ -9,8 +9,8 @@ Parameters are counted on a model built on torch's meta device. In bytes, on eac
                  4 of the float32 copy that it keeps of 16-bit weights
     activations  of all layers, and
     head         what does not grow with layers: LM head, embedding, what lives for a moment; both
-                 traced on tensors without data (`align.app.tracing`), or by formula where that
-                 cannot be (below)
+                 traced on tensors without data (`align.app.tracing`), or by formula (below) for
+                 toys and where that cannot be
     buckets      a second copy of the gradients, in which DDP adds them up over devices
     gathered     under FSDP and ZeRO-3: the weights of two layers, of embedding and head, and the
                  gradient of the largest of these, whole
@@ -87,6 +87,9 @@ _OPTIMIZER_STATES: dict[str, tuple[int, float | None]] = {
     "paged_ademamix_8bit": (3, 1),
 }
 _ADAM = (2, None)
+
+# Parameters of a model for which a trace, some seconds, would last longer than it is worth.
+TOY = 20_000_000
 
 _DTYPE = {2: torch.bfloat16, 4: torch.float32}
 # Assumed, not measured: CUDA's kernels and workspaces, and NCCL's channels.
@@ -224,7 +227,9 @@ def estimate_memory(
     # FSDP and DeepSpeed hold weights of the type that is computed in; autocast makes that of
     # float32 ones.
     in_type, autocast = (half or loaded, None) if launch.split == "weights" else (loaded, half)
-    seen = traced(recipe, longest, model_config, in_type, autocast=autocast, on_cuda=on_cuda)
+    seen = None
+    if parameters.total > TOY:
+        seen = traced(recipe, longest, model_config, in_type, autocast=autocast, on_cuda=on_cuda)
     tokens = batch_tokens(recipe, [_computed(unit) for unit in longest])
     plain = training_memory(recipe, tokens, parameters, model_config)
     if seen is None:

@@ -1,5 +1,6 @@
 """The estimate of training's memory, against what torch's allocator hands out."""
 
+from copy import deepcopy
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from align.app import memory as memory_module
 from align.app.cost import Machine
 from align.app.launch import ALONE, Launch
 from align.app.memory import Memory, count_parameters, estimate_memory, training_memory
@@ -24,6 +26,13 @@ from align.recipe import Data, Model, Recipe, Roles, Train
 from align.stages.training import adapter_of
 
 LAYERS = 7
+
+
+@pytest.fixture(autouse=True)
+def _toys_are_traced_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "TOY", 0)
+
+
 CONFIG = LlamaConfig(
     vocab_size=1500,
     hidden_size=96,
@@ -58,6 +67,12 @@ def recipe(model: dict[str, Any] | None = None, **train: Any) -> Recipe:
         objective=objective_from({"name": "dpo"}),
         train=Train(**given),
     )
+
+
+def with_layers(count: int) -> LlamaConfig:
+    config = deepcopy(CONFIG)
+    config.num_hidden_layers = count
+    return config
 
 
 def found(of: Recipe, config: Any = CONFIG, dtype: torch.dtype = torch.float32) -> Moment:
@@ -102,10 +117,7 @@ def test_trace_is_what_the_allocator_hands_out(model: dict[str, Any], checkpoint
 
 def test_layers_make_the_difference_that_they_make() -> None:
     """A model of seven layers by extrapolation is one that was traced with seven."""
-    at = {
-        n: found(recipe(), LlamaConfig(**(CONFIG.to_dict() | {"num_hidden_layers": n})))
-        for n in (4, 7, 14)
-    }
+    at = {n: found(recipe(), with_layers(n)) for n in (4, 7, 14)}
     assert at[14].layers == pytest.approx(2 * at[7].layers, rel=1e-6)
     assert at[14].rest == at[7].rest == at[4].rest
     whole = at[7].layers + at[7].rest
@@ -148,8 +160,8 @@ def of_llama(size: str, model: dict[str, Any], launch: Launch) -> Memory:
     )
     of = recipe(model, gradient_checkpointing=True, bf16=True, per_device_train_batch_size=8)
     parameters = count_parameters(of, config)
-    # 8 pairs of a prompt of 512 and two completions of 256: 8,192 tokens with the prompt once.
-    return estimate_memory(of, units(8, 512, 256), parameters, config, launch)
+    # 2 pairs of a prompt of 2,048 and two completions of 1,024: 8,192 tokens with the prompt once.
+    return estimate_memory(of, units(2, 2048, 1024), parameters, config, launch)
 
 
 QLORA = LORA | {
@@ -235,7 +247,8 @@ def advice(of: Recipe, free: float, launch: Launch = ALONE) -> str:
     return said
 
 
-def test_what_would_make_it_fit() -> None:
+def test_what_would_make_it_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "TOY", 10**9)  # by formula, for time
     of = recipe()
     total = estimate_memory(of, units(), count_parameters(of, CONFIG), CONFIG).total
     assert advice(of, total) == ""
@@ -253,7 +266,8 @@ def test_what_would_make_it_fit() -> None:
 def test_trace_that_cannot_be_made_leaves_the_formula() -> None:
     of = recipe()
     parameters = count_parameters(of, CONFIG)
-    strange = LlamaConfig(**(CONFIG.to_dict() | {"hidden_act": "no such activation"}))
+    strange = with_layers(LAYERS)
+    strange.hidden_act = "no such activation"
     assert traced(of, units(), strange, torch.float32, autocast=None, on_cuda=False) is None
     by_formula = training_memory(of, 480, parameters, CONFIG)
     assert estimate_memory(of, units(), parameters, strange).activations == by_formula.activations
