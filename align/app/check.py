@@ -168,7 +168,8 @@ def require_disk(disk: Disk, machine: Machine) -> None:
             f"The run needs about {in_units(disk.total)} of disk ({disk.checkpoints} checkpoints "
             f"of {in_units(disk.checkpoint)}, model {in_units(disk.model)}, caches "
             f"{in_units(disk.caches)}) and {in_units(machine.free_disk)} are free: set "
-            "train.save_total_limit: 1, raise train.save_steps, or name a --run folder on another disk."
+            "train.save_total_limit: 1, raise train.save_steps, or name a --run folder on another "
+            "disk."
         )
 
 

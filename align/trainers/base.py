@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from datasets import Dataset
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -56,6 +57,15 @@ class TrainerBase(DPOTrainer):
     _tokens_here: int
     _computed_here: int
     _signal: StopOnSignal
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in `Trainer`, but autocast keeps no 16-bit copy of every float32 weight.
+
+        A pass reads each weight once, so its cache saves nothing; with gradient checkpointing it
+        would hold all of them at once, 2 bytes a parameter.
+        """
+        super().create_accelerator_and_postprocess()
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
     @property
     def scored_kind(self) -> RowKind[Any]:

@@ -147,3 +147,18 @@ def test_a_budget_that_is_no_number_is_refused(tmp_path, text: str) -> None:
         output_dir=str(tmp_path), use_cpu=True, bf16=False, token_budget="4096"
     )
     assert taken.token_budget == 4096
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_mixed_precision_keeps_no_copy_of_the_weights(make, mixed) -> None:
+    """With autocast's cache a pass would end with 16-bit copies of all float32 weights."""
+    trainer = make(token_budget=None, bf16=mixed)
+    seen = set()
+    for layer in trainer.model.model.layers:
+        layer.register_forward_hook(
+            lambda *args: seen.add(
+                (torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled())
+            )
+        )
+    trainer.train()
+    assert seen == ({(True, False)} if mixed else {(False, True)})
