@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align.forest import Pack
 from align.reference import ScoreColumns
-from align.trainers.metrics import RowValues
+from align.trainers.metrics import Judged, RowValues
 from align.trainers.row_kind import Row, RowKind, padded
 from align.types import GroupInputs, GroupOutput, Logps
 
@@ -167,6 +167,12 @@ class GroupKind(RowKind[Logps]):
             right = differ & (result.reward[:, None] > result.reward)
             found["rewards/accuracies"] = of_rows(right.sum(dim=1), differ.sum(dim=1))
         return found
+
+    def judged(self, result: GroupOutput, part: Mapping[str, Any]) -> Judged:
+        """Rewards [N], and the labels as 0 and 1; the scores where there are no labels."""
+        label = part.get(LABEL)
+        truth = part.get(SCALARS["score"]) if label is None else label.to(torch.int64)
+        return Judged(result.reward, truth)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """With `rewards/margins`, as TRL has it: the difference of the two means."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from align.forest import Pack
 from align.reference import PAIR_SCORES, SCORED_COLUMNS
 from align.tokens.vision.columns import sides_in
-from align.trainers.metrics import RowValues
+from align.trainers.metrics import Judged, RowValues
 from align.trainers.row_kind import Row, RowKind, padded
 from align.types import PAIR_KINDS, Logps, ObjectiveOutput, Pair, PairInputs
 
@@ -132,6 +132,12 @@ class PairKind(RowKind[Pair[Logps]]):
         """
         del part
         return row_values(result, policy, statistics, frozen)
+
+    def judged(self, result: ObjectiveOutput, part: Mapping[str, Any]) -> Judged:
+        """Rewards of chosen and rejected, [b, 2], and the place of the preferred side, 0."""
+        del part
+        rewards = torch.stack([result.reward.chosen, result.reward.rejected], dim=1)
+        return Judged(rewards, torch.zeros(len(rewards), dtype=torch.int64, device=rewards.device))
 
 
 PAIRS = PairKind()

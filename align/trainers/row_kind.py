@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align.forest import Pack, TokenRow
 from align.reference import ScoreColumns
-from align.trainers.metrics import RowValues
+from align.trainers.metrics import Judged, RowValues
 from align.types import ROLES, Logps
 
 X = TypeVar("X")
@@ -118,6 +118,10 @@ class RowKind(ABC, Generic[X]):
             frozen: log-probs of the policy that this one is compared with, where there is one.
             part: whose rows they are.
         """
+
+    @abstractmethod
+    def judged(self, result: Any, part: Mapping[str, Any]) -> Judged:
+        """What `compute_metrics` is given of a part: rewards, and what they are compared with."""
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """Metrics with those that follow from them."""
