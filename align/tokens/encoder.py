@@ -36,17 +36,13 @@ from align.tokens.chat_template import ChatTemplate
 from align.tokens.control_tokens import ControlTokens
 from align.tokens.cut import cut_pair
 from align.tokens.given_ids import GivenIds
-from align.tokens.sides import contents, side_ends, with_sides
+from align.tokens.sides import side_ends, unused_character, with_sides
 from align.tokens.template_check import check_template
 from align.tokens.text_ids import TextIds
 from align.tokens.tokenized_pair import TokenizedPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PRIVATE_USE = [chr(code) for code in range(0xE000, 0xF900)]
-
-_IN_PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 
 # Answers for a prompt whose own ids are all that is asked for.
 _STAND_INS = ("0", "1")
@@ -163,11 +159,7 @@ class Encoder:
         """
         notes: set[str] = set()
         # The mark must be a character that no content of this row holds.
-        texts = contents((prompt, *sides.values()))
-        held = {c for text in texts for c in _IN_PRIVATE_USE.findall(text)}
-        mark = next((c for c in _PRIVATE_USE if c not in held), "")
-        if not mark:
-            raise RowProblem("bad_unicode", "prompt", "every private-use character is in use")
+        mark = unused_character((prompt, *sides.values()))
         marked = {at: self._marked(side, at, mark, notes) for at, side in sides.items()}
         encode = self._encode_plain if isinstance(prompt, str) else self._encode_chat
         prompt = self._marked(prompt, "prompt", mark, notes)

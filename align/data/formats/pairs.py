@@ -82,7 +82,7 @@ def _check_swapped(pair: PreferencePair, seen: dict[bytes, tuple[str, int]]) -> 
             t if isinstance(t, str) else [(m.role, m.content) for m in t] for t in texts
         ]
         if pair.images is not None:
-            plain.append(list(pair.images))
+            plain += [list(pair.images), pair.image_places]
         return hashlib.sha256(json.dumps(plain).encode("ascii")).digest()
 
     if pair.rejected_images is not None:

@@ -13,7 +13,9 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from align.errors import RecipeError
+from align.data.formats.groups import groups_from_rows
+from align.data.row_policy import RowPolicy
+from align.errors import DataError, RecipeError
 from align.objectives import KTO
 from align.trainers import GroupConfig, GroupTrainer, KTOConfig, KTOTrainer
 from align.trainers.kto import unbalanced
@@ -435,3 +437,11 @@ def test_sums_under_the_reference_are_trls(built, tiny_folder, tiny_tokenizer, t
     )
     for mine, trls in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, trls, rtol=1e-5, atol=1e-5)
+
+
+def test_a_picture_inside_of_a_message_is_named_and_not_passed_over() -> None:
+    content = [{"type": "image"}, {"type": "text", "text": "x"}]
+    row: dict[str, Any] = {"prompt": [{"role": "user", "content": content}], "label": True}
+    row["completion"] = [{"role": "assistant", "content": "y"}]
+    with pytest.raises(DataError, match=r"prompt\[0\]\.content: unsupported_content"):
+        groups_from_rows([("test", 1, row)], policy=RowPolicy())

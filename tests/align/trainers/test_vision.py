@@ -11,16 +11,19 @@ import pytest
 import torch
 import trl
 import yaml
+from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from align.data.formats.pairs import pairs_from_rows
 from align.data.images import Degraded, png
 from align.data.pairs import PreferencePair
 from align.data.problems import RowProblem
 from align.data.prompts import Prompt
 from align.data.row_policy import RowPolicy
 from align.data.row_report import RowReport
+from align.errors import DataError
 from align.policies.base import Sampling
 from align.policies.in_process import InProcessPolicy
 from align.policies.prompting import Ends, Prompting
@@ -76,6 +79,10 @@ def lora() -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=8, target_modules=names, lora_dropout=0.0)
 
 
+def said(content: str | list) -> dict:
+    return {"role": "assistant", "content": content}
+
+
 def trained(trainer) -> list[dict]:
     trainer.train()
     return [row for row in trainer.state.log_history if "loss" in row]
@@ -108,6 +115,139 @@ def test_same_trajectory_as_trl(family: str, adapter: str, folders, tmp_path: Pa
         for name in SEEN:
             assert mine[name] == pytest.approx(trls[name], abs=1e-5, rel=1e-5), (step, name)
     assert abs(found[-1]["rewards/margins"]) > 1e-3, "nothing was learned"
+
+
+def placed_rows() -> list[dict]:
+    """Pictures behind, between and before words, several of them, in any turn, and alone."""
+    image, red = {"type": "image"}, said("red")
+
+    def text(words: str) -> dict:
+        return {"type": "text", "text": words}
+
+    prompts = [
+        [{"role": "user", "content": [text("what colour is it ? "), image]}],
+        [{"role": "user", "content": [text("is "), image, text(" very "), image, text(" ?")]}],
+        [{"role": "user", "content": [image, text("what colour is it ?")]}],
+        [
+            {"role": "user", "content": [text("x")]},
+            {"role": "assistant", "content": [text("0")]},
+            {"role": "user", "content": [image, image, text(" what colour ?")]},
+        ],
+        [
+            {"role": "user", "content": [image]},
+            {"role": "assistant", "content": [text("it is")]},
+            {"role": "user", "content": [text("what colour is "), image]},
+        ],
+    ]
+    rows = []
+    for i, prompt in enumerate(prompts):
+        many = sum(part == image for turn in prompt for part in turn["content"])
+        sizes = ((28, 28), (56, 28)) if i % 2 else ((56, 28), (28, 28))
+        images = [vision_in_code.square(c, s) for c, s in zip(("red", "blue"), sizes, strict=True)]
+        row = {"images": images[:many], "prompt": prompt}
+        rows.append(row | {"chosen": [red], "rejected": [said("very green")]})
+    return rows
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_pictures_stand_where_the_messages_have_them_as_in_trl(
+    family: str, folders, tmp_path: Path
+) -> None:
+    """One row a step, in their order, so that each row's loss is compared."""
+    rows = placed_rows()
+    common = {"train_dataset": Dataset.from_list(rows)}
+    if family == "qwen":
+        common["processing_class"] = vision_in_code.qwen_processor()
+    own = {"max_steps": len(rows), "per_device_train_batch_size": 1}
+    own["train_sampling_strategy"] = "sequential"
+    theirs = trl.DPOTrainer(
+        folders[family],
+        args=trl.DPOConfig(**settings(tmp_path / "trl", **own), beta=0.3),
+        **common,
+    )
+    ours = PreferenceTrainer(
+        folders[family],
+        args=PreferenceConfig(**settings(tmp_path / "ours", **own)),
+        objective={"name": "dpo", "beta": 0.3},
+        **common,
+    )
+    expected, found = trained(theirs), trained(ours)
+    assert len(found) == len(expected) == len(rows)
+    for step, (mine, trls) in enumerate(zip(found, expected, strict=True)):
+        for name in SEEN:
+            assert mine[name] == pytest.approx(trls[name], abs=1e-5, rel=1e-5), (step, name)
+    assert abs(found[-1]["rewards/margins"]) > 1e-3, "nothing was learned"
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_placed_prompt_ids_are_the_processors_own(family: str, folders) -> None:
+    processor = processor_of(family, folders)
+    rows = placed_rows()
+    pairs, _ = pairs_from_rows(
+        (("test", i, row) for i, row in enumerate(rows, 1)), source="test", policy=RowPolicy()
+    )
+    assert [one.image_places for one in pairs] == [
+        ((0, 20),),
+        ((0, 3), (0, 9)),
+        None,
+        ((2, 0), (2, 0)),
+        ((0, 0), (2, 15)),
+    ]
+    for row, one in zip(rows, pairs, strict=True):
+        text = processor.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, tokenize=False
+        )
+        own = processor(text=[text], images=[row["images"]], add_special_tokens=False)
+        assert encode_pair(one, processor, RowPolicy()).prompt_ids == own["input_ids"][0]
+        written = json.loads(one.model_dump_json())
+        assert PreferencePair.model_validate(written) == one
+        (again,), _ = pairs_from_rows([("test", 1, written)], source="t", policy=RowPolicy())
+        assert (again.image_places, again.id) == (one.image_places, one.id)
+
+
+def test_a_picture_between_words_leaves_control_tokens_split(folders) -> None:
+    processor = processor_of("llava", folders)
+    content = "what <image> is </s> it ?"
+    placed = pair(prompt=[{"role": "user", "content": content}], image_places=[(0, 8)])
+    # Behind "what <im", where the spelling of the placeholder itself is torn in two.
+    policy = RowPolicy(on_control_tokens="drop")
+    with pytest.raises(RowProblem, match=r"control_tokens.*</s>"):
+        encode_pair(placed, processor, policy)
+    content = content.replace("</s>", "very")
+    placed = pair(prompt=[{"role": "user", "content": content}], image_places=[(0, 8)])
+    ids = encode_pair(placed, processor, policy).prompt_ids
+    assert ids.count(processor.image_token_id) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"images": []}, "images: missing_field .*prompt.0..content has a place"),
+        ({"images": ["a.png", "b.png"]}, "1 places for 2 pictures"),
+        ({"chosen": [said([{"type": "image"}])]}, "chosen.0..content: .*outside of the prompt"),
+        ({"image_places": [[1, 0]]}, "outside of the prompt"),
+        ({"image_places": [[0, 99]]}, "outside of the prompt"),
+        ({"image_places": [["x", 0]]}, "image_places: wrong_type"),
+    ],
+)
+def test_places_that_cannot_be_used_are_named(row: dict, message: str) -> None:
+    content = [{"type": "text", "text": "x "}, {"type": "image"}]
+    whole = {"prompt": [{"role": "user", "content": content}], "images": ["a.png"]}
+    whole |= {"chosen": [said("red")], "rejected": [said("blue")]}
+    with pytest.raises(DataError, match=message):
+        pairs_from_rows([("test", 1, whole | row)], source="test", policy=RowPolicy())
+
+
+def test_whole_conversations_bring_the_places_of_their_prompt() -> None:
+    content = [{"type": "text", "text": "x "}, {"type": "image"}]
+    turn = {"role": "user", "content": content}
+    row = {side: [turn, said(word)] for side, word in (("chosen", "red"), ("rejected", "blue"))}
+    row["images"] = ["a.png"]
+    (found,), _ = pairs_from_rows([("test", 1, row)], source="test", policy=RowPolicy())
+    assert (found.image_places, len(found.prompt)) == (((0, 2),), 1)
+    row["rejected"] = [{"role": "user", "content": [*content[::-1]]}, said("blue")]
+    with pytest.raises(DataError, match="stand at different places"):
+        pairs_from_rows([("test", 1, row)], source="test", policy=RowPolicy())
 
 
 def ref(colour: str, size: tuple[int, int] = (28, 28)) -> str:
@@ -297,10 +437,6 @@ def test_pairs_of_one_picture_stay_in_one_step(folders, tmp_path: Path) -> None:
     order = list(trainer._get_train_sampler())
     shown = [trainer.train_dataset[i]["chosen_images"][0] for i in order]
     assert len(set(shown[:3])) == len(set(shown[3:])) == 1
-
-
-def said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
 
 
 WRONG = ("green", "blue", "0")
