@@ -39,9 +39,13 @@ class PictureTemplate(ChatTemplate):
     Attributes:
         place: the character of a content that stands for a picture; "" while the pictures shown
             stand before the words of the first user turn.
+        placeholder: what the template writes for a picture.
+        around: what the processor writes before and behind each placeholder.
     """
 
     place: str = ""
+    placeholder: str = ""
+    around: str = ""
 
     def render(self, messages: Sequence[Message], until: Until) -> str:
         """As for text, with a place per picture."""
@@ -51,7 +55,10 @@ class PictureTemplate(ChatTemplate):
             if first is not None:
                 contents[first] = [IMAGE] * self.shown + contents[first]
         pairs = zip(messages, contents, strict=True)
-        return self.rendered([{"role": m.role, "content": parts} for m, parts in pairs], until)
+        text = self.rendered([{"role": m.role, "content": parts} for m, parts in pairs], until)
+        if not self.around:
+            return text
+        return text.replace(self.placeholder, f"{self.around}{self.placeholder}{self.around}")
 
     def _parts(self, content: str) -> list[dict[str, str]]:
         pieces = content.split(self.place) if self.place else [content]
@@ -82,18 +89,22 @@ class VisionEncoder(Encoder):
         if not isinstance(getattr(processor, "image_token", None), str):
             raise RecipeError(
                 f"{kind} names no image_token, so where a picture stands in a prompt is not known. "
-                "Known to work are processors of LLaVA and Qwen-VL."
+                "Known to work are processors of LLaVA, Qwen-VL and Gemma."
             )
-        if kind.startswith("Gemma"):
+        if getattr(processor.image_processor, "do_pan_and_scan", None):  # type: ignore[attr-defined]
             raise RecipeError(
-                f"{kind} marks pictures by token_type_ids, which is not supported; processors of "
-                "LLaVA and Qwen-VL are."
+                f"{kind} shows crops beside a picture (do_pan_and_scan), which depend on more than "
+                "its size: set processor.image_processor.do_pan_and_scan = False."
             )
         # Beside a processor the chat template is the processor's, and renders lists of parts.
         tokenizer = copy.copy(self.processor.tokenizer)
         tokenizer.chat_template = self.processor.chat_template or tokenizer.chat_template
         self.image_id: int = tokenizer.convert_tokens_to_ids(self.processor.image_token)
         self._pictures = PictureTemplate(tokenizer)
+        # Gemma 3 sets blank lines around a picture, which become one token with other white space.
+        written: str = getattr(processor, "full_image_sequence", "")
+        self._pictures.around = written[: len(written) - len(written.lstrip())]
+        self._pictures.placeholder = self.processor.image_token
         super().__init__(tokenizer, policy, self._pictures)
 
     def _of_texts(self, pair: PreferencePair) -> TokenizedPair:
@@ -138,13 +149,19 @@ class VisionEncoder(Encoder):
         """The tokens of one picture, which depend on its size alone."""
         size = open_image(ref).size
         if size not in self._runs:
+            # Padding would leave its mark in the tokenizer, and in its digest.
             processed = self.processor(
                 text=self.processor.image_token,
                 images=Image.new("RGB", size),
                 add_special_tokens=False,
+                padding=False,
             )
-            ids: Any = processed["input_ids"]
-            self._runs[size] = cast(list[int], list(ids[0]))
+            ids = cast(list[int], list(processed["input_ids"][0]))
+            if self._pictures.around:
+                # What the template's text has around the placeholder already.
+                own = [n for n, i in enumerate(ids) if i in self.control_ids]
+                ids = ids[own[0] : own[-1] + 1]
+            self._runs[size] = ids
         return self._runs[size]
 
 

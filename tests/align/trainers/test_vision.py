@@ -14,7 +14,8 @@ import yaml
 from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
 from align.data.formats.pairs import pairs_from_rows
 from align.data.images import Degraded, png
@@ -23,11 +24,12 @@ from align.data.problems import RowProblem
 from align.data.prompts import Prompt
 from align.data.row_policy import RowPolicy
 from align.data.row_report import RowReport
-from align.errors import DataError
+from align.errors import DataError, RecipeError
 from align.policies.base import Sampling
 from align.policies.in_process import InProcessPolicy
 from align.policies.prompting import Ends, Prompting
 from align.progress import progress
+from align.reference import tokenizer_digest
 from align.tokens.dataset import to_dataset
 from align.tokens.encoding import encode_pair, encode_pairs
 from align.tokens.vision.columns import Shown
@@ -52,6 +54,8 @@ def folders(tmp_path_factory) -> dict[str, str]:
     return {
         "llava": vision_in_code.llava(tmp_path_factory.mktemp("llava")),
         "qwen": vision_in_code.qwen(tmp_path_factory.mktemp("qwen")),
+        "gemma_3": vision_in_code.gemma_3(tmp_path_factory.mktemp("gemma-3")),
+        "gemma_4": vision_in_code.gemma_4(tmp_path_factory.mktemp("gemma-4")),
     }
 
 
@@ -89,12 +93,19 @@ def trained(trainer) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("family", "adapter"), [("llava", "full"), ("llava", "lora"), ("qwen", "full")]
+    ("family", "adapter"),
+    [
+        ("llava", "full"),
+        ("llava", "lora"),
+        ("qwen", "full"),
+        ("gemma_3", "full"),
+        ("gemma_4", "full"),
+    ],
 )
 def test_same_trajectory_as_trl(family: str, adapter: str, folders, tmp_path: Path) -> None:
     common = {"train_dataset": vision_in_code.dataset()}
-    if family == "qwen":
-        common["processing_class"] = vision_in_code.qwen_processor()
+    if family != "llava":
+        common["processing_class"] = processor_of(family, folders)
     if adapter == "lora":
         common["peft_config"] = lora()
     theirs = trl.DPOTrainer(
@@ -149,15 +160,15 @@ def placed_rows() -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen"])
+@pytest.mark.parametrize("family", ["llava", "qwen", "gemma_3", "gemma_4"])
 def test_pictures_stand_where_the_messages_have_them_as_in_trl(
     family: str, folders, tmp_path: Path
 ) -> None:
     """One row a step, in their order, so that each row's loss is compared."""
     rows = placed_rows()
     common = {"train_dataset": Dataset.from_list(rows)}
-    if family == "qwen":
-        common["processing_class"] = vision_in_code.qwen_processor()
+    if family != "llava":
+        common["processing_class"] = processor_of(family, folders)
     own = {"max_steps": len(rows), "per_device_train_batch_size": 1}
     own["train_sampling_strategy"] = "sequential"
     theirs = trl.DPOTrainer(
@@ -179,7 +190,7 @@ def test_pictures_stand_where_the_messages_have_them_as_in_trl(
     assert abs(found[-1]["rewards/margins"]) > 1e-3, "nothing was learned"
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen"])
+@pytest.mark.parametrize("family", ["llava", "qwen", "gemma_3", "gemma_4"])
 def test_placed_prompt_ids_are_the_processors_own(family: str, folders) -> None:
     processor = processor_of(family, folders)
     rows = placed_rows()
@@ -203,6 +214,62 @@ def test_placed_prompt_ids_are_the_processors_own(family: str, folders) -> None:
         assert PreferencePair.model_validate(written) == one
         (again,), _ = pairs_from_rows([("test", 1, written)], source="t", policy=RowPolicy())
         assert (again.image_places, again.id) == (one.image_places, one.id)
+
+
+def test_blank_lines_that_gemma_3_sets_become_one_token_with_the_templates(folders) -> None:
+    """A line's end, and the two of the picture behind it: one token of three."""
+    processor = processor_of("gemma_3", folders)
+    lines = ["\n" * n for n in (1, 2, 3, 4)]
+    vocabulary = {token: i for i, token in enumerate([*vision_in_code.SPECIAL, "is", *lines])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex("\n+"), "isolated")]
+    )
+    processor.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        **vision_in_code.GEMMA,
+    )
+    content = [
+        {"type": "text", "text": "is\n"},
+        {"type": "image"},
+        {"type": "text", "text": "\nis"},
+    ]
+    asked = [{"role": "user", "content": content}]
+    processor.chat_template = processor.chat_template.replace("<boi> ", "<boi>")
+    text = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    picture = vision_in_code.square("red")
+    own = processor(text=[text], images=[[picture]], add_special_tokens=False)["input_ids"][0]
+    placed = pair(
+        prompt=[{"role": "user", "content": "is\n\nis"}],
+        image_places=[(0, 3)],
+        chosen=[said("is")],
+        rejected=[said("is is")],
+    )
+    assert encode_pair(placed, processor, RowPolicy()).prompt_ids == own
+    three = vocabulary["\n\n\n"]
+    assert [own[own.index(three)], own[-own[::-1].index(three) - 1]] == [three, three]
+    assert own.count(three) == 2
+
+
+def test_pictures_leave_no_mark_in_a_tokenizer_that_pads(folders) -> None:
+    processor = processor_of("gemma_4", folders)
+    before = tokenizer_digest(processor)
+    encode_pair(pair(), processor, RowPolicy())
+    ids = torch.zeros(2, 4, dtype=torch.long)
+    made = PixelReader(processor)([Shown((ref("red"),)), Shown()], ids)
+    assert set(made) == {"pixel_values", "image_position_ids", "mm_token_type_ids"}
+    assert tokenizer_digest(processor) == before
+
+
+def test_crops_beside_a_picture_are_refused(folders) -> None:
+    processor = processor_of("gemma_3", folders)
+    processor.image_processor.do_pan_and_scan = True
+    with pytest.raises(RecipeError, match="do_pan_and_scan = False"):
+        encode_pair(pair(), processor, RowPolicy())
 
 
 def test_a_picture_between_words_leaves_control_tokens_split(folders) -> None:
@@ -269,8 +336,8 @@ def pair(**changes) -> PreferencePair:
 
 
 def processor_of(family: str, folders) -> object:
-    if family == "qwen":
-        return vision_in_code.qwen_processor()
+    if family != "llava":
+        return getattr(vision_in_code, f"{family}_processor")()
     return AutoProcessor.from_pretrained(folders[family])
 
 
@@ -442,7 +509,7 @@ def test_pairs_of_one_picture_stay_in_one_step(folders, tmp_path: Path) -> None:
 WRONG = ("green", "blue", "0")
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen"])
+@pytest.mark.parametrize("family", ["llava", "qwen", "gemma_3", "gemma_4"])
 def test_generation_reads_the_picture_as_transformers_does(family: str, folders) -> None:
     processor = processor_of(family, folders)
     model = AutoModelForImageTextToText.from_pretrained(folders[family]).eval()
