@@ -8,6 +8,7 @@ from align.data.images import Degraded, ImageRef
 from align.data.messages import Text
 from align.data.problems import RowProblem
 from align.data.records import Record, content_id
+from align.data.row_policy import OnEmpty
 from align.data.texts import check_texts
 
 
@@ -129,15 +130,19 @@ def _pictured(pair: PreferencePair) -> set[int]:
     return {next((i for i, turn in enumerate(pair.prompt) if turn.role == "user"), 0)}
 
 
-def check_pair(pair: PreferencePair) -> None:
+def check_pair(pair: PreferencePair, on_empty: OnEmpty = "drop") -> None:
     """Raise the first thing that is wrong with the text of `pair`.
+
+    Args:
+        pair: the row.
+        on_empty: as in `RowPolicy`.
 
     Raises:
         RowProblem: `bad_unicode`, `wrong_roles`, `empty_prompt`, `empty_completion`, `equal` or
             `bad_score`.
     """
     sides = {"chosen": pair.chosen, "rejected": pair.rejected}
-    check_texts(pair.prompt, sides, _pictured(pair))
+    check_texts(pair.prompt, sides, _pictured(pair), on_empty)
     if pair.chosen == pair.rejected and pair.rejected_images is None:
         raise RowProblem("equal", "rejected", "the same text as chosen")
     if (pair.chosen_score is None) != (pair.rejected_score is None):

@@ -6,10 +6,14 @@ from collections.abc import Container, Mapping
 
 from align.data.messages import LONE_SURROGATE, Text
 from align.data.problems import RowProblem
+from align.data.row_policy import OnEmpty
 
 
 def check_texts(
-    prompt: Text, completions: Mapping[str, Text], pictured: Container[int] = ()
+    prompt: Text,
+    completions: Mapping[str, Text],
+    pictured: Container[int] = (),
+    on_empty: OnEmpty = "drop",
 ) -> None:
     """Raise the first thing that is wrong with a row's texts.
 
@@ -17,12 +21,13 @@ def check_texts(
         prompt: what every completion continues.
         completions: each by what errors call it.
         pictured: numbers of the prompt's messages that show a picture, which may say nothing else.
+        on_empty: as in `RowPolicy`.
 
     Raises:
         RowProblem: `bad_unicode`, `wrong_roles`, `empty_prompt` or `empty_completion`.
     """
     _check_unicode(prompt, "prompt")
-    _check_prompt(prompt, pictured)
+    _check_prompt(prompt, pictured, on_empty)
     for at, completion in completions.items():
         _check_unicode(completion, at)
         _check_completion(completion, at)
@@ -42,9 +47,9 @@ def _check_unicode(text: Text, at: str) -> None:
             )
 
 
-def _check_prompt(prompt: Text, pictured: Container[int]) -> None:
+def _check_prompt(prompt: Text, pictured: Container[int], on_empty: OnEmpty) -> None:
     if isinstance(prompt, str):
-        if not prompt.strip():
+        if not prompt.strip() and on_empty != "keep_prompt":
             raise RowProblem("empty_prompt", "prompt", f"{len(prompt)} characters, all white space")
         return
     if not prompt:

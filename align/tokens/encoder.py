@@ -48,6 +48,23 @@ if TYPE_CHECKING:
 _STAND_INS = ("0", "1")
 
 
+def check_completion_ids(
+    prompt_ids: Sequence[int], ids: Sequence[int], at: str, *, ends: bool
+) -> None:
+    """Raise where the completion `at` has no token that could be learnt, the end token aside.
+
+    Args:
+        prompt_ids: of its prompt; without one, nothing predicts the first token of `ids`.
+        ids: of the completion.
+        at: what errors call it.
+        ends: whether the last of `ids` is an end token.
+    """
+    if len(ids) < 1 + ends:
+        raise RowProblem("empty_completion", at, "no token but the end token")
+    if not prompt_ids and len(ids) < 2:
+        raise RowProblem("empty_completion", at, "one token and no prompt to predict it from")
+
+
 class Encoder:
     """A tokenizer with what must be known about it once: control tokens, prefix, end token.
 
@@ -100,14 +117,13 @@ class Encoder:
             RowProblem: the row cannot be used.
             DataError: no such row can be used with this tokenizer.
         """
-        check_pair(pair)
+        check_pair(pair, self.policy.on_empty)
         if pair.images is not None and not self.reads_images:
             detail = "this model has a tokenizer and no processor of pictures"
             raise RowProblem("unsupported_content", "images", detail)
         made = self._of_texts(pair) if pair.prompt_ids is None else self._given(pair)
         for at, ids in (("chosen", made.chosen_ids), ("rejected", made.rejected_ids)):
-            if len(ids) < 1 + side_ends(pair, at):
-                raise RowProblem("empty_completion", at, "no token but the end token")
+            check_completion_ids(made.prompt_ids, ids, at, ends=side_ends(pair, at))
             weight = pair.chosen_token_weight if at == "chosen" else pair.rejected_token_weight
             if weight is not None and len(weight) != len(ids):
                 counted = "end token included" if side_ends(pair, at) else "with no end token"
@@ -120,7 +136,7 @@ class Encoder:
 
     def prompt_ids(self, pair: PreferencePair) -> tuple[list[int], tuple[str, ...]]:
         """Ids of the prompt of `pair`, whose answers are not looked at, and what was done to it."""
-        check_pair(with_sides(pair, *_STAND_INS))
+        check_pair(with_sides(pair, *_STAND_INS), self.policy.on_empty)
         return self._prompt_ids(pair)
 
     def _prompt_ids(self, pair: PreferencePair) -> tuple[list[int], tuple[str, ...]]:
@@ -291,6 +307,8 @@ class Encoder:
         prefix = self._texts.prefix
         if prefix and prompt_ids[: len(prefix)] == prefix:
             return prompt_ids, completions
+        if not prefix and not prompt_ids:
+            notes.add("no_prompt")
         return [*prefix, *prompt_ids], completions
 
     def _completion_ids(

@@ -14,7 +14,7 @@ from torch import Tensor
 from align.forest import Pack
 from align.reference import ScoreColumns
 from align.trainers.metrics import Judged, RowValues
-from align.trainers.row_kind import Row, RowKind, padded
+from align.trainers.row_kind import Row, RowKind, of_scored, padded
 from align.types import GroupInputs, GroupOutput, Logps
 
 T = TypeVar("T")
@@ -74,7 +74,11 @@ class GroupKind(RowKind[Logps]):
                 columns[name] = torch.tensor(_flat(rows, name), dtype=torch.float32)
         if LABEL in present:
             columns[LABEL] = torch.tensor(_flat(rows, LABEL), dtype=torch.bool)
-        for name in (*PER_TOKEN.values(), *self.role_columns):
+        for name in PER_TOKEN.values():
+            if name in present:
+                each = [of_scored(row, values) for row in rows for values in row[name]]
+                columns[name] = padded(each)
+        for name in self.role_columns:
             if name in present:
                 columns[name] = padded(_flat(rows, name))
         return columns

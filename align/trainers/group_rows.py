@@ -158,6 +158,8 @@ def encoded(
     choices: dict[str, Any] = {
         "on_too_long": args.on_too_long,
         "on_control_tokens": args.on_control_tokens,
+        # As in TRL: without a prompt, and without a token that opens a text, the first is context.
+        "on_empty": "keep_prompt",
     }
     # How many may be missing is the trainer's to say: TRL leaves over-long rows out too.
     policy = RowPolicy(max_length=args.max_length, max_dropped=1.0, **choices)
@@ -263,7 +265,8 @@ def refuse_broken_groups(dataset: Dataset, name: str) -> None:
     present = [column for column in LISTS if column in dataset.column_names]
     columns: list[Any] = [dataset[column] for column in ("prompt_ids", *present)]
     for i, (prompt, completions, *others) in enumerate(zip(*columns, strict=True)):
-        if not prompt or not completions or not all(completions):
+        # Without a prompt nothing predicts a completion's first token.
+        if not completions or min(map(len, completions)) < (1 if prompt else 2):
             raise DataError(f"Row {i} of the {name} data has no prompt or no completion tokens.")
         for column, values in zip(present[1:], others, strict=True):
             if len(values) != len(completions) or None in values:

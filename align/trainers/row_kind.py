@@ -150,6 +150,14 @@ class RowKind(ABC, Generic[X]):
             yield dict(zip(self.ids, values, strict=True))
 
 
+def of_scored(row: Row, values: Sequence[float]) -> Sequence[float]:
+    """Numbers of a completion's tokens without the first, where the row has no prompt.
+
+    Nothing predicts that token, so it has no log-prob.
+    """
+    return values if row["prompt_ids"] else values[1:]
+
+
 def padded(lists: Sequence[Sequence[float]]) -> Tensor:
     """[N, T] float32, zeros behind the shorter ones."""
     values = [torch.tensor(one, dtype=torch.float32) for one in lists]

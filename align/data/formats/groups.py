@@ -47,7 +47,7 @@ def groups_from_rows(
             if isinstance(raw, RowProblem):
                 raise raw
             group = group_of_row(raw, reading, place, number)
-            check_group(group)
+            check_group(group, policy.on_empty)
         except RowProblem as problem:
             dropped = DroppedRow.of(problem, place, number)
             policy.obey(dropped)

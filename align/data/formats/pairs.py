@@ -61,7 +61,7 @@ def pairs_from_rows(
             if isinstance(raw, RowProblem):
                 raise raw
             pair = pair_of_row(raw, read(raw, reading), reading, place, number)
-            check_pair(pair)
+            check_pair(pair, policy.on_empty)
             if policy.on_swapped_duplicate != "keep":
                 _check_swapped(pair, seen)
         except RowProblem as problem:

@@ -166,6 +166,23 @@ def test_a_stream_has_trls_trajectory(
     assert ours.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], abs=1e-5)
 
 
+def test_rows_without_a_prompt_are_trained_on_as_in_trl(
+    tiny_folder, tiny_tokenizer, tmp_path
+) -> None:
+    """Their first token is context, of the mismatched completions too."""
+    rows = some_rows().to_list()
+    rows = [row | ({} if i % 3 else {"prompt": ""}) for i, row in enumerate(rows)]
+    common = {"train_dataset": Dataset.from_list(rows), "processing_class": tiny_tokenizer}
+    theirs = trl.KTOTrainer(tiny_folder, args=kto(tmp_path / "trl", trl.KTOConfig), **common)
+    ours = KTOTrainer(tiny_folder, args=kto(tmp_path / "ours"), **common)
+    for trainer in (theirs, ours):
+        trainer.train()
+    assert sum(not ids for ids in ours.train_dataset["prompt_ids"]) == 6
+    for mine, trls in zip(records(ours), records(theirs), strict=True):
+        for name in ("loss", "grad_norm", "kl", "entropy", "num_tokens"):
+            assert mine[name] == pytest.approx(trls[name], abs=1e-5, rel=1e-5), name
+
+
 def test_a_block_of_a_stream_is_of_the_rows_that_are_left(built, caplog) -> None:
     rows = some_rows(9).to_list()
     rows[1]["completion"] = "  "
