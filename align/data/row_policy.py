@@ -37,9 +37,8 @@ class RowPolicy(BaseModel):
             "cut_completion" takes them from the right, so that side has no end token left.
         min_completion_tokens: a completion that a cut leaves shorter than this is too long.
         on_equal: chosen and rejected the same, as text or as tokens.
-        on_empty: an empty prompt, turn or completion. "keep_prompt" trains on plain completions
-            without a prompt, from the first token on that another one predicts (not in
-            demonstrations, which it leaves out).
+        on_empty: an empty prompt, turn or completion. "keep_prompt" is for trainers in scripts:
+            plain pairs and groups without a prompt stay, from the first predicted token on.
         on_wrong_roles: roles that make no question-and-answer.
         on_bad_unicode: "replace" puts U+FFFD where a lone surrogate stood.
         on_control_tokens: "split" encodes a special token's spelling as ordinary tokens; "keep"
