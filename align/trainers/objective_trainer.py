@@ -53,7 +53,7 @@ from align.trainers.coupling import Coupling
 from align.trainers.evaluating import Evaluating
 from align.trainers.guards import StopOnBadWeights, StopOnSignal
 from align.trainers.loading import load_trained
-from align.trainers.metrics import SumsOverCounts, statistics_of
+from align.trainers.metrics import HeldOut, SumsOverCounts, statistics_of
 from align.trainers.records import Records
 from align.trainers.rows import hidden_images
 from align.trainers.sampling import RowSampling
@@ -124,7 +124,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         self._row_tables = []
         self._train_sums = SumsOverCounts()
         self._eval_sums = self._eval_seen = None
-        self._eval_rewards = []
+        self._held_out = HeldOut()
         self._tokens_here = self._computed_here = 0
         self.identities = {}
         self._signal = StopOnSignal()
@@ -244,8 +244,8 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
             seen = self._eval_seen.gather(inputs["row_index"], rows)
             self._eval_sums.add(seen)
             if self.compute_metrics is not None:
-                names = ("rewards/chosen", "rewards/rejected")
-                self._eval_rewards.append(torch.stack([seen[name][0] for name in names], dim=1))
+                judged = self.kind.judged(result, inputs)
+                self._held_out.add(judged, inputs["row_index"], sizes, of_each)
         loss = (result.loss * of_each).sum() * scale
         if self.aux_loss_enabled and training:
             aux_loss: Any = output.aux_loss

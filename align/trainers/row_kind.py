@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align.forest import Pack, TokenRow
 from align.reference import ScoreColumns
-from align.trainers.metrics import RowValues
+from align.trainers.metrics import Judged, RowValues
 from align.types import ROLES, Logps
 
 X = TypeVar("X")
@@ -119,6 +119,10 @@ class RowKind(ABC, Generic[X]):
             part: whose rows they are.
         """
 
+    @abstractmethod
+    def judged(self, result: Any, part: Mapping[str, Any]) -> Judged:
+        """What `compute_metrics` is given of a part: rewards, and what they are compared with."""
+
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """Metrics with those that follow from them."""
         return means
@@ -144,6 +148,14 @@ class RowKind(ABC, Generic[X]):
         columns: list[Any] = [dataset[name] for name in self.ids]
         for values in zip(*columns, strict=True):
             yield dict(zip(self.ids, values, strict=True))
+
+
+def of_scored(row: Row, values: Sequence[float]) -> Sequence[float]:
+    """Numbers of a completion's tokens without the first, where the row has no prompt.
+
+    Nothing predicts that token, so it has no log-prob.
+    """
+    return values if row["prompt_ids"] else values[1:]
 
 
 def padded(lists: Sequence[Sequence[float]]) -> Tensor:
