@@ -72,6 +72,7 @@ from align.objectives.slic import SLiC
 from align.objectives.spo import SPO
 from align.objectives.sppo import SPPO
 from align.objectives.sum import Part, Sum
+from align.objectives.tdpo import TDPO
 from align.objectives.tgdpo import TGDPO
 from align.objectives.wpo import WPO
 
@@ -113,6 +114,7 @@ AnyObjective = Annotated[
     | SPO
     | SPPO
     | Sum
+    | TDPO
     | TGDPO
     | WPO,
     Field(discriminator="name"),
@@ -258,6 +260,7 @@ __all__ = [
     "RTO",
     "SPO",
     "SPPO",
+    "TDPO",
     "TGDPO",
     "TRPA",
     "WPO",

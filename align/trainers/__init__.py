@@ -84,9 +84,8 @@ from align.trainers.named_peers import (
     SLiCTrainer,
     SumConfig,
     SumTrainer,
-    WPOConfig,
-    WPOTrainer,
 )
+from align.trainers.named_vocabulary import TDPOConfig, TDPOTrainer, WPOConfig, WPOTrainer
 from align.trainers.preference import PreferenceTrainer
 from align.trainers.reward_trainer import RewardConfig, RewardTrainer
 
@@ -173,7 +172,9 @@ __all__ = [
     "SimPOTrainer",
     "SumConfig",
     "SumTrainer",
+    "TDPOConfig",
     "TGDPOConfig",
+    "TDPOTrainer",
     "TGDPOTrainer",
     "WPOConfig",
     "WPOTrainer",

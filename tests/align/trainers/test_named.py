@@ -64,7 +64,8 @@ CHANGED = {  # every field, none at its default
     "REFUEL": {"eta": 0.4},
     "SimPO": {"beta": 0.4, "gamma": 0.3},
     "SLiC": {"margin": 0.4, "nll_weight": 0.3},
-    "WPO": {"beta": 0.4},
+    "TDPO": {"beta": 0.4, "form": "tdpo2", "alpha": 0.3},
+    "WPO": {"beta": 0.4, "alignment": "sampled"},
     "Sum": {
         "of": [
             {"weight": 0.8, "objective": {"name": "hinge", "beta": 0.4}},
