@@ -86,7 +86,11 @@ def objective_node(args: Any) -> dict[str, Any]:
         )
     pair_weight = {"pair_weight": "wpo"} if args.use_weighting else {}
     parts = [
-        {"weight": float(weight) * LOSSES[name].scale, **pair_weight, "objective": _node(name, args)}
+        {
+            "weight": float(weight) * LOSSES[name].scale,
+            **pair_weight,
+            "objective": _node(name, args),
+        }
         for name, weight in zip(names, weights, strict=True)
     ]
     if len(parts) == 1 and parts[0]["weight"] == 1.0 and not pair_weight:

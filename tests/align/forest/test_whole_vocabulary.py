@@ -72,7 +72,9 @@ class Case:
         for one in trained:
             one.requires_grad_()
         self.leaves = [self.hidden, *trained]
-        self.target = torch.randint(VOCABULARY, (EDGES,), generator=torch.Generator().manual_seed(3))
+        self.target = torch.randint(
+            VOCABULARY, (EDGES,), generator=torch.Generator().manual_seed(3)
+        )
         self.head = self.made(kind, weight, bias, scale, softcap)
         its_hidden, its_weight = drawn(EDGES, WIDTH, seed=4), drawn(VOCABULARY, WIDTH, seed=5)
         its_bias = drawn(VOCABULARY, seed=6) if has_bias else None
@@ -128,7 +130,9 @@ def test_values_and_gradients(
     }
     for which, loss in losses.items():
         pairs = zip(
-            torch.autograd.grad(loss(found.logps, found.divergence), case.leaves, retain_graph=True),
+            torch.autograd.grad(
+                loss(found.logps, found.divergence), case.leaves, retain_graph=True
+            ),
             torch.autograd.grad(loss(case.logps, case.divergence), case.leaves, retain_graph=True),
             strict=True,
         )
@@ -163,7 +167,10 @@ def test_no_more_logits_than_of_one_chunk(
 @pytest.mark.parametrize("kind", ["matrix", "frozen matrix", "layer"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_equal_predictions_diverge_by_exactly_nothing(kind: str, dtype: torch.dtype) -> None:
-    hidden, weight = drawn(EDGES, WIDTH, seed=0).to(dtype), drawn(VOCABULARY, WIDTH, seed=1).to(dtype)
+    hidden, weight = (
+        drawn(EDGES, WIDTH, seed=0).to(dtype),
+        drawn(VOCABULARY, WIDTH, seed=1).to(dtype),
+    )
     head = Case.made(kind, weight.requires_grad_(kind != "frozen matrix"), None, 1.7, 2.5)
     target = torch.zeros(EDGES, dtype=torch.int64)
     reference = Predictions(hidden.clone(), kept(head) if kind != "layer" else head)
