@@ -192,6 +192,16 @@ def test_training_again_still_compares_with_the_beginning(make, kind) -> None:
     assert first["divergence/chosen"] > 1e-3
 
 
+def test_a_resumed_run_compares_with_the_same_reference(make) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    whole = make(changes=saving)
+    wanted = steps_of(whole)
+    again = make(changes=saving)
+    again.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
+    log = [row for row in again.state.log_history if "loss" in row]
+    assert [row["loss"] for row in log] == pytest.approx([step[0] for step in wanted], abs=1e-9)
+
+
 def other_of(folder: str, place: Path, vocabulary: int | None = None) -> str:
     model = policy_of(folder)
     if vocabulary is not None:
