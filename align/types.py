@@ -46,8 +46,8 @@ class Logps:
         token: [B, T] float, log p(y_t | x, y_<t) in nats; what stands where `mask` is False is
             never read.
         mask: [B, T] bool, True on completion tokens, the end-of-turn token included.
-        collision: [B, T] nats, log sum_v p(v | x, y_<t)^2, the log-prob that two draws at that place
-            are one token; without gradient. Of the policy alone.
+        collision: [B, T] nats, log sum_v p(v | x, y_<t)^2, the log-prob that two draws at that
+            place are one token; without gradient. Of the policy alone.
         divergence: [B, T] nats, KL(reference || policy) of the distributions over that place's
             token. Of the policy alone, and with its gradient.
     """

@@ -172,9 +172,9 @@ class Predictions:
         """
         if (own := vocabulary_of(self.head)) != vocabulary:
             raise RecipeError(
-                f"The reference gives a probability to {own} tokens and the policy to {vocabulary}, "
-                "so their distributions cannot be compared: name a reference with the policy's "
-                "vocabulary at `roles.reference`."
+                f"The reference gives a probability to {own} tokens and the policy to "
+                f"{vocabulary}, so their distributions cannot be compared: name a reference with "
+                "the policy's vocabulary at `roles.reference`."
             )
         head, hidden, kind = self.head, self.hidden, self.hidden.device.type
         is_cast, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)

@@ -89,11 +89,10 @@ def with_vocabulary(policy: Logps, objective: str, declared: frozenset[str]) -> 
     for name in sorted(declared):
         if getattr(policy, name) is None:
             raise RecipeError(
-                f"Objective `{objective}` needs `{name}` of the policy's log-probs, which takes the "
-                "whole vocabulary at every completion token, but it was not computed: the trainers "
-                "of align.trainers compute what an objective's `vocabulary` names; log-probs of "
-                "your own must bring it as Logps(..., "
-                f"{name}=...)."
+                f"Objective `{objective}` needs `{name}` of the policy's log-probs, which takes "
+                "the whole vocabulary at every completion token, but it was not computed: the "
+                "trainers of align.trainers compute what an objective's `vocabulary` names; "
+                f"log-probs of your own must bring it as Logps(..., {name}=...)."
             )
     if "collision" in declared and policy.collision is not None:
         policy = replace(policy, collision=policy.collision.detach())

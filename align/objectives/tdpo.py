@@ -27,8 +27,8 @@ class TDPO(Objective, frozen=True):
     tdpo2: m = beta (rho_chosen - rho_rejected) - alpha beta (D_rejected - stop(D_chosen)), and m'
     is the same number, with the gradient stopped at D_rejected instead: there it is the better one.
 
-    With rho = log pi(y|x) - log pi_ref(y|x), and p = P(chosen beats rejected), 1 unless `preference`
-    is given. Reward: beta (rho + a D), with a = 1 in tdpo1 and alpha in tdpo2.
+    With rho = log pi(y|x) - log pi_ref(y|x), and p = P(chosen beats rejected), 1 unless
+    `preference` is given. Reward: beta (rho + a D), with a = 1 in tdpo1 and alpha in tdpo2.
     """
 
     name: Literal["tdpo"] = "tdpo"

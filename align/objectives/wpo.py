@@ -21,7 +21,7 @@ Alignment: TypeAlias = Literal["none", "sampled"]
 
 
 class WPO(Objective, frozen=True):
-    r"""L = w_chosen w_rejected L_DPO,   w = exp((1/|y|) sum_t (log pi(y_t) - c_t)), a constant weight.
+    r"""L = w_chosen w_rejected L_DPO,   w = exp((1/|y|) sum_t (log pi(y_t) - c_t)), a constant.
 
     With c_t = log sum_v pi(v)^2 over the vocabulary at y_t where `alignment` is `sampled`, else 0.
     No gradient flows through w. `preference` softens L_DPO. Reward: beta rho, as in DPO.

@@ -56,7 +56,7 @@ class LiveRoles(RoleScoring):
                         found[role], output = self._logps(model, part, hidden=compared)
                 finally:
                     model.train(was_training)
-                if compared:
+                if compared and output.hidden is not None:
                     base = model.get_base_model() if is_peft_model(model) else model
                     predictions = Predictions(output.hidden, kept(head_of(base)))
         return found, predictions

@@ -375,11 +375,12 @@ class RoleScoring(TrainerBase):
                 policy, _, _ = self._read(self.model.eval(), part)
         finally:
             self.model.train(was_training)
-        most = max(float(side.divergence.abs().max()) for side in self.kind.sides(policy))
+        found = [side.divergence for side in self.kind.sides(policy)]
+        most = max(float(far.abs().max()) for far in found if far is not None)
         if not most <= PROBE_TOLERANCE:
             raise NumericalError(
-                f"Step 0: policy and reference are the same model, yet the divergence of their "
-                f"distributions is {most:.3g} nats at one token (must be 0). Their weights or heads "
-                "are not the same in memory: pass the model as a folder, or report this model."
+                "Step 0: policy and reference are the same model, yet the divergence of their "
+                f"distributions is {most:.3g} nats at one token (must be 0). Their weights or "
+                "heads are not the same in memory: pass the model as a folder, or report it."
             )
         return most

@@ -124,8 +124,8 @@ def _is_plain_dpo(args: Any, names: Sequence[str]) -> bool:
 def _check_switches(args: Any, names: Sequence[str]) -> None:
     if args.use_weighting and (sorts := [name for name in names if name.startswith("aot")]):
         raise RecipeError(
-            f"use_weighting: loss_type {', '.join(sorts)} compares sorted margins, of which none is "
-            "one pair's, so no pair's weight belongs to it; TRL refuses it, too. Leave one out."
+            f"use_weighting: loss_type {', '.join(sorts)} compares sorted margins, of which none "
+            "is one pair's, so no pair's weight belongs to it; TRL refuses it, too. Leave one out."
         )
     if args.ld_alpha is not None and list(names) != ["sigmoid"]:
         raise RecipeError(

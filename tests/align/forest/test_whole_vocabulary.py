@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import align.forest.head
+import align.forest.lm_head
 from align.errors import RecipeError
 from align.forest import TREE, TokenRow
 from align.forest.attention import attending
@@ -239,7 +240,6 @@ def tiny() -> Any:
         intermediate_size=8,
         num_hidden_layers=1,
         num_attention_heads=2,
-        attn_implementation="eager",
     )
     model: Any = LlamaForCausalLM(config).double().eval()
     nn.init.normal_(model.lm_head.weight)

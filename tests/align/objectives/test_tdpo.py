@@ -156,7 +156,7 @@ def test_the_rewards_difference_is_what_is_compared(golden, form, chosen, reject
 
 
 def test_an_alpha_that_nobody_reads_is_refused():
-    with pytest.raises(RecipeError, match="`alpha` is 0.3, but only `form: tdpo2` reads it"):
+    with pytest.raises(RecipeError, match=r"`alpha` is 0\.3, but only `form: tdpo2` reads it"):
         objective_from({"name": "tdpo", "form": "tdpo1", "alpha": 0.3})
 
 

@@ -1,4 +1,4 @@
-"""TDPO's steps are those of a plain loop over dense logits in float64, however rows are laid out."""
+"""TDPO's steps are those of a plain loop over dense logits, however rows are laid out."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from align.errors import MachineError, RecipeError
 from align.forest import backends
-from align.trainers import DPOConfig, DPOTrainer, PreferenceConfig, PreferenceTrainer, TDPOTrainer
+from align.trainers import PreferenceConfig, PreferenceTrainer, TDPOTrainer
 
 STEPS, BATCH, RATE, BETA, ALPHA = 4, 4, 5e-3, 0.3, 0.7
 TDPO = {"name": "tdpo", "beta": BETA, "alpha": ALPHA}
@@ -287,17 +287,3 @@ def test_the_named_trainer_takes_the_same_steps(make) -> None:
         objective=None, trainer=TDPOTrainer, config=TDPOTrainer.config_class, changes=given
     )
     assert_close(steps_of(named), steps_of(make()))
-
-
-def test_use_weighting_is_an_objective(make) -> None:
-    def node(**switches: Any) -> dict[str, Any]:
-        changes = {"use_weighting": True, "beta": 0.3} | switches
-        trainer = make(objective=None, trainer=DPOTrainer, config=DPOConfig, changes=changes)
-        return trainer.objective.model_dump(exclude_defaults=True)
-
-    assert node() == {"beta": 0.3, "alignment": "sampled"}
-    (part,) = node(loss_type="ipo")["of"]
-    assert part["pair_weight"] == "wpo"
-    assert part["objective"] | {"name": ""} == {"name": "", "tau": 0.3, "length_normalised": True}
-    with pytest.raises(RecipeError, match="use_weighting: loss_type aot compares sorted margins"):
-        node(loss_type=["sigmoid", "aot"])
