@@ -84,8 +84,13 @@ def with_vocabulary(policy: Logps, objective: str, declared: frozenset[str]) -> 
     """The policy's log-probs with those fields of the whole vocabulary that are declared.
 
     Raises:
-        RecipeError: one of them is missing.
+        RecipeError: one of them is missing, or there is none of that name.
     """
+    if unknown := declared - {*OF_VOCABULARY}:
+        raise RecipeError(
+            f"Objective `{objective}`: `vocabulary` names {', '.join(sorted(unknown))}; there are "
+            f"{' and '.join(OF_VOCABULARY)}."
+        )
     for name in sorted(declared):
         if getattr(policy, name) is None:
             raise RecipeError(

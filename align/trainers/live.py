@@ -79,15 +79,17 @@ class LiveRoles(RoleScoring):
         return policy, output, asked
 
     def _check_vocabulary(self) -> None:
-        """Refuses launches and settings in which whole vocabularies cannot be had.
+        """Refuses launches, settings and formulas with which whole vocabularies cannot be had.
 
         Raises:
             MachineError: weights are sharded.
-            RecipeError: a setting says that the reference is gone.
+            RecipeError: a setting says that the reference is gone, or the formula has none.
         """
         read = ", ".join(sorted(self.objective.vocabulary))
         told = f"Objective {self.objective.name} needs {read} over the whole vocabulary"
         compares = self._is_compared("reference")
+        if compares and "reference" not in self._sources:
+            raise RecipeError(f"{told}, which is from the reference: `needs` must name it, too.")
         if read and (self.is_deepspeed_enabled or (compares and self.is_fsdp_enabled)):
             raise MachineError(
                 f"{told}, which takes whole weights on every rank, and this launch shards them "

@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from align.errors import MachineError, RecipeError
 from align.forest import backends
+from align.objectives import Objective
 from align.trainers import PreferenceConfig, PreferenceTrainer, TDPOTrainer
+from align.types import ObjectiveOutput, Pair
 
 STEPS, BATCH, RATE, BETA, ALPHA = 4, 4, 5e-3, 0.3, 0.7
 TDPO = {"name": "tdpo", "beta": BETA, "alpha": ALPHA}
@@ -246,6 +248,40 @@ def test_a_reference_that_cannot_be_asked_is_refused(make, tiny_folder, tmp_path
     (folder / "adapter_config.json").write_text(json.dumps(about))
     with pytest.raises(RecipeError, match="an adapter on the policy's own base, which cannot be"):
         make("lora", roles={"reference": str(folder)})
+
+
+class Own(Objective, frozen=True):
+    """A formula that holds nothing but what it is given of the vocabulary, and a likelihood."""
+
+    name: str = "own"
+    needs = frozenset({"reference"})
+    vocabulary = frozenset({"divergence"})
+
+    def __call__(self, inputs):
+        policy = self.checked(inputs).policy
+        chosen, rejected = (side.divergence.sum(dim=1) for side in (policy.chosen, policy.rejected))
+        loss = -(chosen - rejected) + policy.chosen.total() * 0.1
+        return ObjectiveOutput(loss, Pair(chosen.detach(), rejected.detach()), {})
+
+
+class Alone(Own, frozen=True):
+    needs = frozenset()
+
+
+class Misspelt(Own, frozen=True):
+    vocabulary = frozenset({"divergance"})
+
+
+def test_a_formula_of_ones_own_is_given_what_it_declares(make) -> None:
+    trainer = make(objective=Own())
+    trainer.train()
+    last = [row for row in trainer.state.log_history if "loss" in row][-1]
+    assert last["rewards/chosen"] > 1e-3
+    with pytest.raises(RecipeError, match="is from the reference: `needs` must name it"):
+        make(objective=Alone())
+    misspelt = make(objective=Misspelt())
+    with pytest.raises(RecipeError, match="names divergance; there are collision and divergence"):
+        misspelt.train()
 
 
 def test_sharded_weights_are_refused_by_name(make, monkeypatch) -> None:
