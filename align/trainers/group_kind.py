@@ -12,6 +12,7 @@ from datasets import List, Value
 from torch import Tensor
 
 from align.forest import Pack
+from align.forest.pack import NOTHING
 from align.reference import ScoreColumns
 from align.trainers.metrics import Judged, RowValues
 from align.trainers.row_kind import Row, RowKind, of_scored, padded
@@ -83,9 +84,9 @@ class GroupKind(RowKind[Logps]):
                 columns[name] = padded(_flat(rows, name))
         return columns
 
-    def logps(self, pack: Pack, edge: Tensor) -> Logps:
+    def logps(self, pack: Pack, edge: Tensor, beside: Mapping[str, Tensor] = NOTHING) -> Logps:
         """Those of all rows of the pack."""
-        return pack.rows(0, len(pack.lengths), edge.to(pack.index.device))
+        return pack.rows(0, len(pack.lengths), edge, beside)
 
     def stored(self, role: str, part: Mapping[str, Any], policy: Logps) -> Logps:
         """Under the policy's mask."""

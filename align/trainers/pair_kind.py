@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from align.forest import Pack
+from align.forest.pack import NOTHING
 from align.reference import PAIR_SCORES, SCORED_COLUMNS
 from align.tokens.vision.columns import sides_in
 from align.trainers.metrics import Judged, RowValues
@@ -73,11 +74,12 @@ class PairKind(RowKind[Pair[Logps]]):
                 columns[name] = padded([row[name] for row in rows])
         return columns
 
-    def logps(self, pack: Pack, edge: Tensor) -> Pair[Logps]:
+    def logps(
+        self, pack: Pack, edge: Tensor, beside: Mapping[str, Tensor] = NOTHING
+    ) -> Pair[Logps]:
         """Those of the chosen rows and of the rejected rows."""
         pairs = len(pack.lengths) // 2
-        edge = edge.to(pack.index.device)
-        return Pair(pack.rows(0, pairs, edge), pack.rows(pairs, 2 * pairs, edge))
+        return Pair(pack.rows(0, pairs, edge, beside), pack.rows(pairs, 2 * pairs, edge, beside))
 
     def stored(self, role: str, part: Mapping[str, Any], policy: Pair[Logps]) -> Pair[Logps]:
         """Under the policy's masks."""

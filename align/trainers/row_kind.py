@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from align.forest import Pack, TokenRow
+from align.forest.pack import NOTHING
 from align.reference import ScoreColumns
 from align.trainers.metrics import Judged, RowValues
 from align.types import ROLES, Logps
@@ -75,8 +76,8 @@ class RowKind(ABC, Generic[X]):
         """The other columns that b rows carry, as a pass over them reads them."""
 
     @abstractmethod
-    def logps(self, pack: Pack, edge: Tensor) -> X:
-        """Values at a pack's edges, [E], as those of its rows."""
+    def logps(self, pack: Pack, edge: Tensor, beside: Mapping[str, Tensor] = NOTHING) -> X:
+        """Values at a pack's edges, [E], as those of its rows; `beside` as in `Pack.rows`."""
 
     @abstractmethod
     def stored(self, role: str, part: Mapping[str, Any], policy: X) -> X:
