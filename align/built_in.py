@@ -51,6 +51,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             "spo": "align.objectives:SPO",
             "sppo": "align.objectives:SPPO",
             "sum": "align.objectives:Sum",
+            "tdpo": "align.objectives:TDPO",
             "tgdpo": "align.objectives:TGDPO",
             "wpo": "align.objectives:WPO",
             # over groups of completions

@@ -23,7 +23,8 @@ float32, logits and gradient, of one chunk at most.
 
 Sharding divides by the number of devices: gradients and optimizer under ZeRO-2, the weights too
 under FSDP and ZeRO-3. Frozen roles are scored before training and cached, so they take no memory
-beside the policy.
+beside the policy. The exception is a reference whose whole distributions an objective compares with
+the policy's, unless it is the policy without what its adapter has learned.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from align.forest.head import CHUNK
 from align.forest.rows import TokenRow
 from align.policies.loading import reads_images
 from align.recipe import KindRecipe, Recipe
+from align.reference import START
 from align.stages.training import adapter_of
 
 if TYPE_CHECKING:
@@ -240,7 +242,7 @@ def estimate_memory(
     if launch.keeps_float32 and loaded.itemsize == 2 and not recipe.model.use_peft:
         optimizer += parameters.trained * _FLOAT32
     return Memory(
-        weights=plain.weights // launch.weight_parts,
+        weights=(plain.weights + _second(recipe, parameters, model_config)) // launch.weight_parts,
         gradients=gradients // launch.gradient_parts,
         optimizer=optimizer // launch.gradient_parts,
         activations=seen.layers,
@@ -253,6 +255,15 @@ def estimate_memory(
         ),
         context=(_CONTEXT + (_NCCL if launch.processes > 1 else 0)) if on_cuda else 0,
     )
+
+
+def _second(recipe: Recipe, parameters: Parameters, model_config: PreTrainedConfig) -> int:
+    """Of a model in memory whose distributions are compared with the policy's."""
+    if "divergence" not in recipe.objective.vocabulary:
+        return 0
+    if recipe.model.use_peft and recipe.roles.given.get("reference", START) == START:
+        return 0
+    return (parameters.total - parameters.adapter) * loaded_width(recipe, model_config)
 
 
 def computes_in(recipe: Recipe | KindRecipe, *, on_cuda: bool) -> torch.dtype | None:

@@ -81,6 +81,7 @@ from align.objectives.slic import SLiC
 from align.objectives.spo import SPO
 from align.objectives.sppo import SPPO
 from align.objectives.sum import Part, Sum
+from align.objectives.tdpo import TDPO
 from align.objectives.tgdpo import TGDPO
 from align.objectives.wpo import WPO
 
@@ -122,6 +123,7 @@ AnyObjective = Annotated[
     | SPO
     | SPPO
     | Sum
+    | TDPO
     | TGDPO
     | WPO,
     Field(discriminator="name"),
@@ -283,6 +285,7 @@ __all__ = [
     "SAPO",
     "SPO",
     "SPPO",
+    "TDPO",
     "TGDPO",
     "TRPA",
     "VESPO",

@@ -40,6 +40,7 @@ TABLE = {  # the contract: needs, accepts
     "ipo": ({"reference"}, {"preference"}),
     "rdpo": ({"reference"}, set()),
     "rpo": ({"reference"}, {"preference"}),
+    "tdpo": ({"reference"}, {"preference"}),
     "tgdpo": ({"reference", "guide"}, set()),
     "copg": ({"reference", "score"}, set()),
     "p3o": ({"previous", "reference", "score"}, set()),

@@ -217,6 +217,42 @@ def test_an_evaluation_does_not_depend_on_the_batch_size(built, reference) -> No
             assert other[name] == pytest.approx(found[0][name], abs=1e-6), name
 
 
+def test_compute_metrics_is_given_the_rewards_of_all_completions(built, reference, groups) -> None:
+    """In the data set's order, whatever the passes; beside labels, or else scores."""
+    held_out = groups.select(range(11))
+    sizes = [len(row) for row in held_out["labels"]]
+    seen = []
+
+    def metrics(given):
+        seen.append(given)
+        return {"n": len(given.predictions)}
+
+    for size, budget in ((11, None), (3, None), (11, 50)):
+        trainer = built(
+            roles={"reference": reference}, per_device_eval_batch_size=size, token_budget=budget
+        )
+        trainer.compute_metrics = metrics
+        assert trainer.evaluate(held_out)["eval_n"] == sum(sizes)
+    one, few, packed = seen
+    rows = trainer._evaluable(held_out, "eval")
+    batch = trainer._prepare_inputs(trainer._layout([rows[i] for i in range(11)]))
+    wanted = {}
+    with torch.no_grad():
+        for part in batch["parts"]:
+            policy, _ = trainer._logps(trainer.model.eval(), part)
+            frozen = trainer.kind.stored("reference", part, policy)
+            ratios = (policy.total() - frozen.total()).split(part["sizes"].tolist())
+            wanted |= dict(zip(part["place"].tolist(), ratios, strict=True))
+    rewards = trainer.objective.beta * torch.cat([wanted[i] for i in range(11)])
+    for given in (one, few, packed):
+        assert given.predictions.tolist() == pytest.approx(rewards.tolist(), abs=1e-5)
+        assert given.label_ids.tolist() == [int(one) for row in held_out["labels"] for one in row]
+    assert len(set(one.predictions.tolist())) == sum(sizes)
+    trainer.evaluate(held_out.remove_columns("labels"))
+    scores = [one for row in held_out["scores"] for one in row]
+    assert seen[-1].label_ids.tolist() == pytest.approx(scores, abs=1e-6)
+
+
 def test_new_groups_and_a_stream_are_evaluated_as_those_of_the_start(built, groups) -> None:
     trainer = built(max_steps=2)
     trainer.train()
