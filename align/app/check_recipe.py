@@ -19,6 +19,7 @@ from align.app.diffusion_recipe import default_diffusion_run, load_diffusion_rec
 from align.app.evaluation import check_evaluations
 from align.app.launch import ALONE, Launch
 from align.app.recipe_rows import read_rows
+from align.app.timing import timed_steps
 from align.errors import RecipeError
 from align.policies.loading import load_config, load_tokenizer
 from align.recipe import (
@@ -37,27 +38,32 @@ from align.stages.policies import policy_folder
 
 
 @dataclass(frozen=True)
-class Elsewhere:
-    """Where a recipe is to be trained, if that is not this machine as it is.
+class Wanted:
+    """What `align check` is asked for beyond the recipe.
 
     Attributes:
+        example: show one row as it will be trained on.
+        time: train two steps, for the time that a run will take.
         launch: a file for `accelerate launch --config_file`.
         memory: of one device, in 10^9 bytes.
     """
 
+    example: bool = False
+    time: bool = False
     launch: Path | None = None
     memory: float | None = None
 
+    @property
+    def of_one_training(self) -> bool:
+        """Whether any of it is known only of recipes that train once, on pairs or groups."""
+        return self.time or self.launch is not None or self.memory is not None
 
-HERE = Elsewhere()
+
+PLAIN = Wanted()
 
 
 def check_recipe(
-    path: Path,
-    overrides: Sequence[str],
-    show_example: bool,
-    run_code: bool = False,
-    elsewhere: Elsewhere = HERE,
+    path: Path, overrides: Sequence[str], wanted: Wanted = PLAIN, *, run_code: bool = False
 ) -> str:
     """The dry run: recipe, rows, tokens, memory and disk, without training.
 
@@ -74,56 +80,56 @@ def check_recipe(
                 "--run-code.",
             ]
         )
-    return "\n".join([*code, _checked(path, overrides, show_example, elsewhere)])
+    return "\n".join([*code, _checked(path, overrides, wanted)])
 
 
-def _checked(path: Path, overrides: Sequence[str], show_example: bool, elsewhere: Elsewhere) -> str:
+def _checked(path: Path, overrides: Sequence[str], wanted: Wanted) -> str:
     kind = kind_of(path, overrides)
-    if elsewhere != HERE and (kind != "train" or load_recipe(path, overrides).is_loop):
+    if wanted.of_one_training and (kind != "train" or load_recipe(path, overrides).is_loop):
         raise RecipeError(
-            "--launch and --memory are for recipes that train once on pairs or groups: of the "
-            "others no memory is estimated for another machine. Leave them out."
+            "--launch, --memory and --time are for recipes that train once on pairs or groups. "
+            "Leave them out for this one."
         )
     if kind == "diffusion":
         diffusion = load_diffusion_recipe(path, overrides)
         return check_diffusion(diffusion, default_diffusion_run(path, diffusion))
     if kind == "data":
-        return check_data(load_data_recipe(path, overrides), show_example)
+        return check_data(load_data_recipe(path, overrides), wanted.example)
     if kind == "eval":
         return check_evaluations(load_eval_recipe(path, overrides).evaluate.nodes())
     if kind in KINDS:
         of_kind = load_kind_recipe(path, overrides)
-        return check_kind(of_kind, default_run(path, of_kind), show_example)
+        return check_kind(of_kind, default_run(path, of_kind), wanted.example)
     recipe = load_recipe(path, overrides)
     planned = check_evaluations(benchmarks(recipe.evaluate.nodes()))
-    found = (
-        check_loop(recipe, show_example)
-        if recipe.is_loop
-        else _run(recipe, path, show_example, elsewhere)
-    )
+    found = check_loop(recipe, wanted.example) if recipe.is_loop else _run(recipe, path, wanted)
     return "\n".join([planned, found] if planned else [found])
 
 
-def _run(recipe: Recipe, path: Path, show_example: bool, elsewhere: Elsewhere) -> str:
+def _run(recipe: Recipe, path: Path, wanted: Wanted) -> str:
     """The dry run of a recipe that trains once."""
     folder = policy_folder(recipe.model)
     tokenizer = load_tokenizer(recipe.model, folder)
     rows = read_rows(recipe, folder, tokenizer)
     run_dir = default_run(path, recipe)
     machine = Machine.here(run_dir, use_cpu=recipe.train.use_cpu)
-    if elsewhere.memory is not None:
-        machine = machine.with_memory(elsewhere.memory)
+    if wanted.memory is not None:
+        machine = machine.with_memory(wanted.memory)
     known: dict[str, Any] = {
         "machine": machine,
-        "launch": ALONE if elsewhere.launch is None else Launch.of(elsewhere.launch),
+        "launch": ALONE if wanted.launch is None else Launch.of(wanted.launch),
         "train": rows.train,
         "held_out": rows.held_out,
         "report": rows.report,
         "tokenizer": tokenizer,
         "model_config": load_config(recipe.model, folder),
         "run_dir": run_dir,
-        "show_example": show_example,
+        "show_example": wanted.example,
     }
     if recipe.learns_from == "groups":
-        return str(check_groups(recipe, measured=rows.measured, **known))
-    return str(check(recipe, **known))
+        found = str(check_groups(recipe, measured=rows.measured, **known))
+    else:
+        found = str(check(recipe, **known))
+    if wanted.time:
+        found += f"\n{timed_steps(recipe, folder, tokenizer, rows.train)}"
+    return found

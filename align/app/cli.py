@@ -140,12 +140,16 @@ def check(
         float | None,
         typer.Option("--memory", min=0.1, help="Memory of one device elsewhere, in GB (10^9)."),
     ] = None,
+    two_steps: Annotated[
+        bool, typer.Option("--time", help="Train two steps, for the time that a run takes here.")
+    ] = False,
 ) -> None:
-    """Read the recipe, every row and every token, and estimate memory and disk; train nothing."""
-    from align.app.check_recipe import Elsewhere, check_recipe
+    """Read the recipe, every row and every token, and estimate memory and disk; keep nothing."""
+    from align.app.check_recipe import Wanted, check_recipe
 
+    wanted = Wanted(show_example, two_steps, launch, memory)
     Console(soft_wrap=True).print(
-        check_recipe(recipe, overrides or [], show_example, run_code, Elsewhere(launch, memory)),
+        check_recipe(recipe, overrides or [], wanted, run_code=run_code),
         markup=False,
     )
 

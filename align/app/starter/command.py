@@ -36,7 +36,7 @@ def init_recipe(wish: Wish, out: Path, *, may_replace: bool) -> str:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, text)
     # Its code, if any, was named by who gives this very command.
-    report = check_recipe(out, [], False, run_code=True)
+    report = check_recipe(out, [], run_code=True)
     run = "loop" if wish.loop else "train"
     return "\n".join(
         [

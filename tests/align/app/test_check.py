@@ -6,10 +6,15 @@ from typing import Any
 import pytest
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerBase
 
-from align.app.check import CheckReport, check
+from align.app.check import CheckReport, check, rows_of_pairs
 from align.app.cost import Lengths, Machine, estimate_disk, optimizer_steps
 from align.app.fitting import broken_invariant
-from align.app.memory import batch_tokens, count_parameters, training_memory
+from align.app.memory import (
+    batch_tokens,
+    count_parameters,
+    estimate_memory,
+    training_memory,
+)
 from align.data.messages import Message
 from align.data.pairs import PreferencePair
 from align.data.row_report import RowReport
@@ -189,7 +194,7 @@ def test_a_reference_whose_distributions_are_compared_stays_in_memory(
     def weights(objective: dict[str, Any], **sections: Any) -> tuple[int, Any]:
         one = recipe(objective, **sections)
         parameters = count_parameters(one, config)
-        return estimate_memory(one, pairs, parameters, config).weights, parameters
+        return estimate_memory(one, rows_of_pairs(pairs), parameters, config).weights, parameters
 
     found, parameters = weights({"name": "tdpo"})
     assert found == 2 * 4 * parameters.total

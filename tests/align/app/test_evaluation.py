@@ -106,10 +106,10 @@ def test_what_the_token_limit_cuts_off_is_judged(recipe: Path, tmp_path: Path) -
 
 
 def test_the_dry_run_names_files_that_are_not_there(recipe: Path, tmp_path: Path) -> None:
-    assert "win_rate: its outputs are generated" in check_recipe(recipe, [], show_example=False)
+    assert "win_rate: its outputs are generated" in check_recipe(recipe, [])
     (tmp_path / "base.json").unlink()
     with pytest.raises(DataError, match=r"base\.json"):
-        check_recipe(recipe, [], show_example=False)
+        check_recipe(recipe, [])
 
 
 def checked(folder: Path, *suite: dict | str) -> str:
@@ -117,7 +117,7 @@ def checked(folder: Path, *suite: dict | str) -> str:
     path = folder / "checked.yaml"
     node = {"model": {"model_name_or_path": "world:sums"}, "evaluate": {"suite": list(suite)}}
     path.write_text(yaml.safe_dump(node))
-    return check_recipe(path, [], show_example=False)
+    return check_recipe(path, [])
 
 
 TASK = """
@@ -211,10 +211,10 @@ def test_the_dry_run_of_a_loop_reads_the_files_of_its_benchmarks(
         each_round=[*tiny_loops.STAGES, {"run": "evaluate"}],
         evaluate={"suite": [node_of(place, judge)]},
     )
-    assert "win_rate: its outputs are generated; files: " in check_recipe(path, [], False)
+    assert "win_rate: its outputs are generated; files: " in check_recipe(path, [])
     (place / "base.json").unlink()
     with pytest.raises(DataError, match=r"base\.json"):
-        check_recipe(path, [], False)
+        check_recipe(path, [])
 
 
 def test_other_recipes_are_told_their_own_command(recipe: Path, place: Path, policy: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from align.app.check_recipe import check_recipe
+from align.app.check_recipe import Wanted, check_recipe
 from align.app.memory import batch_tokens
 from align.app.train import train_recipe
 from align.errors import AlignError, DataError
@@ -56,7 +56,7 @@ def write(place: Path, policy: Path):
 def test_the_check_counts_what_training_then_sees(write, tmp_path: Path) -> None:
     """bos, user, 3 letters, end, assistant = 7 tokens; 2 + 3 + 1 + 2 letters and 4 ends = 12."""
     path = write(train={"eval_strategy": "epoch"})
-    said = check_recipe(path, [], False).splitlines()
+    said = check_recipe(path, []).splitlines()
     assert said[0] == "rows: 8 rows read, 8 kept"
     assert said[1] == "groups: 6 to train on, 2 held out, 3 steps"
     assert said[2] == "completions: 24, 4 in a group"
@@ -98,7 +98,7 @@ def test_a_missing_column_is_named_before_anything_runs(command, write, tmp_path
     path = write(objective={"name": "gepo"})
     run = tmp_path / "run"
     does = {
-        "check": lambda: check_recipe(path, [], False),
+        "check": lambda: check_recipe(path, []),
         "train": lambda: train_recipe(path, [], run, ()),
     }
     with pytest.raises(DataError, match=r"needs the column label .* 6 of 6 groups") as caught:
@@ -110,13 +110,13 @@ def test_a_missing_column_is_named_before_anything_runs(command, write, tmp_path
 def test_labels_that_the_recipe_makes_are_counted_by_the_check(write) -> None:
     """Above 1 are the scores 2 to 7, and 3 / 2 to 7 / 2."""
     path = write(objective={"name": "gepo"})
-    said = check_recipe(path, ["data.label={above: 1}", "data.held_out=0"], False)
+    said = check_recipe(path, ["data.label={above: 1}", "data.held_out=0"])
     assert "labels: 11 of 32 completions are desirable" in said
 
 
 def test_the_example_shows_every_completion_with_what_is_known_of_it(write) -> None:
     path = write(objective={"name": "gepo"}, data={"label": {"above": 0.5}, "advantage": "mean"})
-    said = check_recipe(path, [], True)
+    said = check_recipe(path, [], Wanted(example=True))
     assert "--- completion 2 (4 tokens, score 1.0, label True, advantage" in said
     assert "cde<end>" in said
     assert "warning: scores: gepo does not read them" in said
@@ -171,7 +171,7 @@ def test_pairs_of_a_file_can_be_measured_beside_groups(write, place: Path) -> No
     path = write(data={"eval_pairs": str(place / "eval.jsonl")}, evaluate={"suite": ["preference"]})
     recipe = load_recipe(path)
     assert recipe.data.held_out == 2
-    assert "evaluation: about" in check_recipe(path, [], False)
+    assert "evaluation: about" in check_recipe(path, [])
 
 
 def test_recipes_are_written_back_and_those_of_pairs_as_before_there_were_groups(

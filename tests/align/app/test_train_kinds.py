@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from align.app.check_recipe import check_recipe
+from align.app.check_recipe import Wanted, check_recipe
 from align.app.train import train_recipe
 from align.data.messages import Message
 from align.errors import DataError, RecipeError
@@ -282,13 +282,13 @@ def test_completions_of_a_file_are_imitated_once_each(written: Run, tmp_path: Pa
     train_recipe(recipe, [], run, [])
     counted = json.loads((run / "metrics.json").read_text())["data"]
     assert (counted["read"], counted["train"], counted["notes"]["same_completion"]) == (6, 5, 1)
-    said = check_recipe(recipe, [], show_example=True)
+    said = check_recipe(recipe, [], Wanted(example=True))
     assert "completions: 5 to train on, 0 held out" in said
     assert said.endswith("<user>abc<end><assistant>ab<end>")
 
 
 def test_check_says_what_a_run_would_take(written: Run) -> None:
-    said = check_recipe(written("preference_model", model=LORA), [], show_example=True)
+    said = check_recipe(written("preference_model", model=LORA), [], Wanted(example=True))
     assert f"pairs: {PAIRS} to train on, {PAIRS} held out, 6 steps" in said
     # Prompt 7, answers 4 each, the opening of another turn 1.
     assert "whole row tokens: min 16, median 16, p95 16, max 16" in said
@@ -309,11 +309,11 @@ def test_both_answers_count_towards_the_length(written: Run, tmp_path: Path) -> 
     path = tmp_path / "long.jsonl"
     tiny_loops.write_rows(path, rows)
     data = {"pairs": str(path), "eval_pairs": None, "held_out": 1, "max_length": 16}
-    assert "pairs: 3 to train" in check_recipe(written("reward", data=data), [], False)
+    assert "pairs: 3 to train" in check_recipe(written("reward", data=data), [])
     recipe = written("preference_model", data=data)
     with pytest.raises(DataError, match="2 tokens more of prompt and both answers"):
-        check_recipe(recipe, [], False)
-    said = check_recipe(recipe, ["data.on_too_long=cut_prompt"], False)
+        check_recipe(recipe, [])
+    said = check_recipe(recipe, ["data.on_too_long=cut_prompt"])
     assert "whole row tokens: min 16, median 16, p95 16, max 16" in said
 
 
@@ -323,7 +323,7 @@ def test_soft_labels_are_for_preference_models(written: Run, pairs: Path, tmp_pa
     tiny_loops.write_rows(path, rows)
     soft = {"pairs": str(path), "eval_pairs": str(path)}
     with pytest.raises(DataError, match="knows no soft labels"):
-        check_recipe(written("reward", data=soft), [], show_example=False)
+        check_recipe(written("reward", data=soft), [])
     run = tmp_path / "run"
     steps = {**TRAIN, "max_steps": 1}
     train_recipe(written("preference_model", data=soft, train=steps), [], run, [])

@@ -30,7 +30,7 @@ def changes(tmp_path: Path) -> list[str]:
 
 
 def said(root: Path, changes: list[str]) -> str:
-    return check_recipe(root / "recipes" / RECIPE, changes, show_example=False)
+    return check_recipe(root / "recipes" / RECIPE, changes)
 
 
 def test_records_rounds_and_weights_are_counted(root: Path, changes: list[str]) -> None:
