@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.forest.attention import UnsupportedAttention, attending, recorded_windows
+from align.forest.attention import attending
 from align.forest.model import read_pack
 from align.forest.pack import Pack, padded_pack, tree_pack, tree_varlen_pack
 from align.forest.packing import cut_forest, cut_padded
+from align.forest.refusal import UnsupportedAttention, recorded_windows
 from align.forest.rows import TokenRow
 from align.types import Logps
 

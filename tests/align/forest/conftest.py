@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import align.forest.attention
+import align.forest.varlen
 from align.forest import TokenRow
+from align.forest.varlen import VarlenKernel
 
 VOCABULARY = 100
 
@@ -122,18 +124,32 @@ def varlen_by_loop(
 ) -> Tensor:
     """What `torch.nn.attention.varlen.varlen_attn` says that it computes, one sequence at a time.
 
-    `window_size` is (keys before, keys after) the key at the lower right; -1 means all of them.
+    `window_size` is (keys before, keys after) the key at the lower right; -1 means all of them. It
+    asserts what the CUDA kernel refuses, or reads wrongly; only the dtype may be a wide one.
     """
     assert query_borders.dtype == key_borders.dtype == torch.int32
+    assert query_borders.is_contiguous()
+    assert key_borders.is_contiguous()
+    assert query.dtype == key.dtype == value.dtype
     assert query.is_contiguous()
     assert key.is_contiguous()
     assert value.is_contiguous()
+    assert query.shape[2] == key.shape[2] == value.shape[2]
+    assert query.shape[2] % 8 == 0
+    assert query.shape[2] <= 256
+    assert key.shape == value.shape
+    assert query.shape[1] % key.shape[1] == 0
     queries, keys = query_borders.diff().tolist(), key_borders.diff().tolist()
+    assert (sum(queries), sum(keys)) == (len(query), len(key))
+    # Lower-right alignment with more queries than keys leaves queries that see nothing.
+    assert all(n <= m for n, m in zip(queries, keys, strict=True))
     assert (longest_query, longest_key) == (max(queries), max(keys))
     assert enable_gqa == (query.shape[1] != key.shape[1])
     groups = query.shape[1] // key.shape[1]
     scale = query.shape[2] ** -0.5 if scale is None else scale
     before, after = window_size
+    narrow, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    query, key, value = (tensor.to(wide) for tensor in (query, key, value))
     outputs = []
     for q, k, v in zip(query.split(queries), key.split(keys), value.split(keys), strict=True):
         k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
@@ -144,13 +160,29 @@ def varlen_by_loop(
             hidden |= ahead < -before
         if after >= 0:
             hidden |= ahead > after
-        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=2)
-        outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
-    return torch.cat(outputs)
+        # A kernel's insides know nothing of autocast.
+        with torch.autocast(query.device.type, enabled=False):
+            scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+            weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=2)
+            outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
+    return torch.cat(outputs).to(narrow)
+
+
+@pytest.fixture(scope="session")
+def by_loop() -> Callable[..., Tensor]:
+    """What stands in for `varlen_attn`."""
+    return varlen_by_loop
 
 
 @pytest.fixture
 def slow_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention `tree_varlen` without its CUDA kernel."""
-    monkeypatch.setattr(align.forest.attention, "varlen_attn", varlen_by_loop)
+    """Attention `tree_varlen` without its CUDA kernel, in any floating dtype."""
+    kernel = VarlenKernel.of(varlen_by_loop)
+    wide = (torch.float64, torch.float32, *kernel.dtypes)
+    monkeypatch.setattr(align.forest.varlen, "KERNEL", replace(kernel, dtypes=wide))
+
+
+@pytest.fixture
+def strict_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in the kernel's own 16 bits only."""
+    monkeypatch.setattr(align.forest.varlen, "KERNEL", VarlenKernel.of(varlen_by_loop))
