@@ -5,11 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import align.forest.flex
 import align.forest.varlen
 from align.forest import TokenRow
 from align.forest.varlen import VarlenKernel
@@ -166,6 +169,68 @@ def varlen_by_loop(
             weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=2)
             outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
     return torch.cat(outputs).to(narrow)
+
+
+def flex_by_matrix(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    block_mask: Any,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    score_mod: Callable[..., Tensor] | None = None,
+    return_aux: Any = None,
+) -> Any:
+    """What `flex_attention` says that it computes, by the whole matrix, so with a gradient.
+
+    Of the mask's tiles only those that are cut look at its function, as in the kernel.
+    """
+    assert query.dtype == key.dtype == value.dtype
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    size = query.shape[2]
+    assert size % 128 == 0
+    assert tuple(block_mask.shape[-2:]) == (size, size)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    narrow, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    place = torch.arange(size)
+    zero = torch.zeros((), dtype=torch.int64)
+    seen = torch.zeros(size, size, dtype=torch.bool)
+    for row in range(size // 128):
+        queries = slice(128 * row, 128 * row + 128)
+        for count, order, is_cut in (
+            (block_mask.kv_num_blocks, block_mask.kv_indices, True),
+            (block_mask.full_kv_num_blocks, block_mask.full_kv_indices, False),
+        ):
+            for column in order[0, 0, row, : int(count[0, 0, row])].tolist():
+                keys = slice(128 * column, 128 * column + 128)
+                assert not seen[queries, keys].any(), "a tile is listed twice"
+                seen[queries, keys] = (
+                    block_mask.mask_mod(zero, zero, place[queries, None], place[None, keys])
+                    if is_cut
+                    else True
+                )
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.to(wide) @ key.to(wide).mT
+        scores = scores * (query.shape[3] ** -0.5 if scale is None else scale)
+        if score_mod is not None:
+            scores = score_mod(scores, zero, zero, place[:, None], place[None])
+        scores = scores.masked_fill(~seen, float("-inf"))
+        output = (scores.softmax(dim=3) @ value.to(wide)).to(narrow)
+    return output if return_aux is None else (output, SimpleNamespace(lse=scores.logsumexp(dim=3)))
+
+
+@pytest.fixture
+def slow_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention `tree_flex` with a gradient on a CPU."""
+    monkeypatch.setattr(align.forest.flex, "_kernel", lambda device: flex_by_matrix)
+
+
+@pytest.fixture(scope="session")
+def by_matrix() -> Callable[..., Any]:
+    """What stands in for `flex_attention`."""
+    return flex_by_matrix
 
 
 @pytest.fixture(scope="session")
