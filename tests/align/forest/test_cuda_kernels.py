@@ -26,8 +26,9 @@ FUNCTIONS: dict[str, tuple[Any, Any]] = {
     "tree_varlen": (tree_varlen_attention, GatheredChains),
     "tree_flex": (tree_flex_attention, BlockedForest),
 }
-# Unit roundoff: 2^-8 and 2^-24.
-ROUNDING = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24}
+# A few units of rounding (2^-8 and 2^-24) per number, relative to the norm of all; sums of products
+# in float32 gather more of them than those in 16 bits, whose factors alone are rounded so coarsely.
+BOUND = {torch.bfloat16: 8 * 2.0**-8, torch.float32: 64 * 2.0**-24}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def dense(
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected).norm() / expected.norm())
+    return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm())
 
 
 @pytest.fixture(autouse=True)
@@ -125,8 +126,7 @@ def test_values_and_gradients(
     )
     assert found.dtype == dtype
     found = found[:, : len(forest.ids)]
-    # Rounding of inputs' products, grown by a few operations.
-    bound = 8 * ROUNDING[dtype]
+    bound = BOUND[dtype]
     assert error(found, expected) < bound
     upstream = torch.randn(expected.shape, generator=source, device="cuda").to(dtype)
     gradients = torch.autograd.grad(found, narrow, upstream)
@@ -186,7 +186,7 @@ def test_flex_with_soft_caps_and_sinks(forest: Forest) -> None:
     column = column[None, :, None, None].expand(*scores.shape[:3], 1)
     weights = torch.cat([scores, column], dim=3).softmax(dim=3)[..., :-1]
     expected = (weights @ v.repeat_interleave(2, 1)).transpose(1, 2)
-    bound = 64 * ROUNDING[torch.float32]
+    bound = BOUND[torch.float32]
     assert error(found, expected) < bound
     upstream = torch.randn(expected.shape, generator=source, device="cuda")
     pairs = zip(
