@@ -148,12 +148,21 @@ def _with_normaliser() -> Any:
     return AuxRequest(lse=True)
 
 
+# How many compilations are kept: one for each dtype, shape of heads, window, and with or without a
+# gradient. Torch keeps eight and then gives up.
+COMPILED = 64
+
+
 @cache
 def _kernel(device: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     if device == "cpu":
         return _on_cpu
+    import torch._dynamo
+
+    settings: Any = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, COMPILED)
     # Whole, so that a compilation that fails is not replaced by a dense matrix in silence.
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ except ImportError:  # torch < 2.10
 
 # Head sizes that FlashAttention 2 was compiled for end here, in steps of eight.
 WIDEST_HEAD = 256
+# FlashAttention 2 begins with Ampere.
+OLDEST_GPU = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,12 @@ class VarlenKernel:
 
     def _look_at(self, query: Tensor, key: Tensor, value: Tensor, window: int | None) -> None:
         size = query.shape[2]
+        here = capability(query.device)
+        if here is not None and here < OLDEST_GPU:
+            raise UnsupportedAttention(
+                f"FlashAttention, which needs a GPU of compute capability 8.0 (this is {here[0]}."
+                f"{here[1]})"
+            )
         if query.dtype not in self.dtypes:
             dtype = str(query.dtype).removeprefix("torch.")
             raise UnsupportedAttention(f"FlashAttention, which does not compute in {dtype}")
@@ -126,6 +135,12 @@ class VarlenKernel:
             raise UnsupportedAttention(
                 f"torch {torch.__version__}, whose FlashAttention has no sliding window"
             )
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Of a GPU; None elsewhere."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 KERNEL = None if varlen_attn is None else VarlenKernel.of(varlen_attn)

@@ -24,12 +24,15 @@ def measure(setting: Setting) -> dict[str, Any]:
     import bench_loops
 
     found = setting.table()
-    for name, specification in setting.models("qwen2.5-0.5b").items():
+    for name, specification in setting.models("qwen2.5-0.5b", "llama-3.2-1b").items():
         folder = Path(setting.work, name)
         specification.build(setting.device, setting.seed).save_pretrained(folder)
+        # The larger one comes last and only as trainers are used by default.
+        is_first = not found
+        references = bench_loops.REFERENCES if is_first and not setting.tiny else ("online",)
         for data in ("hh",) if setting.tiny else ("hh", "uf", "step", "tree"):
             for baseline in ("trl", "packed"):
-                for reference in ("online",) if setting.tiny else bench_loops.REFERENCES:
+                for reference in references:
                     told = bench_loops.Setting(
                         folder=str(folder),
                         model=specification,
@@ -41,7 +44,7 @@ def measure(setting: Setting) -> dict[str, Any]:
                         pairs=2 if setting.tiny else PAIRS,
                         work=setting.work / "trainers",
                     )
-                    row = {"model": name, "data": data, "baseline": baseline}
+                    row: dict[str, Any] = {"model": name, "data": data, "baseline": baseline}
                     row["reference"] = reference
                     try:
                         row |= _ratios(data, baseline, told, setting)

@@ -29,8 +29,8 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 CALLS: dict[int, dict[str, int]] = {
     1: {
         "environment": 45,
-        "kernels": 120,
-        "tests": 200,
+        "kernels": 110,
+        "tests": 230,
         "objectives": 50,
         "resuming": 90,
         "gap": 40,

@@ -199,6 +199,14 @@ def test_varlen_refuses_heads_that_its_kernel_has_not(
 
 
 @pytest.mark.usefixtures("slow_varlen")
+def test_varlen_refuses_old_gpus(forest: Forest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align.forest.varlen, "capability", lambda device: (7, 5))
+    refused(forest, "tree_varlen", r"needs a GPU of compute capability 8\.0 \(this is 7\.5\)")
+    monkeypatch.setattr(align.forest.varlen, "capability", lambda device: (8, 0))
+    tree_varlen_attention(LAYER, *inputs(forest), None, tree=GatheredChains.of(forest))
+
+
+@pytest.mark.usefixtures("slow_varlen")
 def test_varlen_refuses_heads_that_are_no_groups(forest: Forest) -> None:
     q, k, v = inputs(forest, key_heads=3)
     refused(forest, "tree_varlen", "cannot share 3 heads of keys among 4", qkv=(q, k, v))

@@ -251,6 +251,25 @@ def test_a_compilation_that_fails_is_a_refusal(monkeypatch: pytest.MonkeyPatch) 
     refused(r"could not compile here \(Failed to find C compiler.\)$")
 
 
+def test_on_a_gpu_it_is_compiled_whole_and_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+
+    from align.forest.flex import _kernel
+
+    asked = {}
+
+    def compiled(function: Any, **told: Any) -> Any:
+        asked.update(told)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    settings: Any = torch._dynamo.config
+    with settings.patch(recompile_limit=8):
+        _kernel.__wrapped__("cuda")
+        assert settings.recompile_limit == 64
+    assert asked == {"dynamic": True, "fullgraph": True}
+
+
 def test_another_failure_of_the_kernel_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("Tried to allocate.")

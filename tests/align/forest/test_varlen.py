@@ -54,7 +54,6 @@ def torch_2_12(
     scale=None,
     window_size=(-1, -1),
     enable_gqa=False,
-    seqused_k=None,
 ):
     return locals()
 
