@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -69,8 +70,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 def _in_4_bits(model: Any, dtype: torch.dtype, device: str) -> int:
     """Every matrix but the head in NF4, one after the other; nothing is read from a disk."""
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
+    bits: Any = importlib.import_module("bitsandbytes.nn")
     head = model.get_output_embeddings()
     found = [
         (parent, name, child)
@@ -79,13 +79,14 @@ def _in_4_bits(model: Any, dtype: torch.dtype, device: str) -> int:
         if isinstance(child, nn.Linear) and child is not head
     ]
     for parent, name, child in found:
-        made = Linear4bit(
+        made = bits.Linear4bit(
             child.in_features, child.out_features, bias=False, compute_dtype=dtype, quant_type="nf4"
         )
         weight = child.weight.detach().to("cpu")
-        made.weight = Params4bit(weight, requires_grad=False, quant_type="nf4")
+        made.weight = bits.Params4bit(weight, requires_grad=False, quant_type="nf4")
         setattr(parent, name, made.to(device))
-        child.weight = None
+        # Or both would be in memory until the last one is done.
+        del child.weight
     model.is_loaded_in_4bit = True
     model.requires_grad_(False)
     return len(found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -14,10 +15,11 @@ from gpu_stand import Setting, text_of
 
 from align.forest import Choice, Pack, choose_backend
 from align.forest.attention import attending
-from align.forest.model import add_edge_head, read_pack
+from align.forest.lm_head import Predictions, head_of, kept
+from align.forest.model import EdgeOutput, add_edge_head, read_pack
 from align.objectives import AnyGroupObjective, AnyObjective
 from align.objectives.groups.base import GroupObjective
-from align.types import GroupInputs, Logps, Pair, PairInputs
+from align.types import OF_VOCABULARY, GroupInputs, Logps, Pair, PairInputs
 
 WAYS = ("float32", "autocast", "pure")
 
@@ -65,19 +67,46 @@ def measure(setting: Setting) -> dict[str, Any]:
 def _step(model: Any, pack: Pack, pairs: int, objective: Any) -> tuple[float, torch.Tensor]:
     """The loss, and all gradients as one vector."""
     with attending(model, pack.implementation):
-        logps: Any = read_pack(model, pack).logps
+        whole = objective.vocabulary
+        reference = _off(model, pack) if "divergence" in whole else None
+        found = read_pack(model, pack, collision="collision" in whole, reference=reference)
         if isinstance(objective, GroupObjective):
-            inputs = _of_groups(pack.rows(0, 2 * pairs, logps), objective)
+            inputs: Any = _of_groups(_logps(pack, found, slice(0, 2 * pairs)), objective)
         else:
-            policy = Pair(pack.rows(0, pairs, logps), pack.rows(pairs, 2 * pairs, logps))
-            inputs = _of_pairs(policy, objective)
-        loss = objective(inputs).loss.mean()
+            sides = slice(0, pairs), slice(pairs, 2 * pairs)
+            inputs = _of_pairs(Pair(*(_logps(pack, found, side) for side in sides)), objective)
+        result: Any = objective(inputs)
+        loss = result.loss.mean()
         loss.backward()
     gradients = [p.grad.float().flatten() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
     if not all(bool(gradient.isfinite().all()) for gradient in gradients):
         raise ArithmeticError("a gradient is not finite")
     return float(loss.detach()), torch.cat(gradients)
+
+
+def _logps(pack: Pack, found: EdgeOutput, rows: slice) -> Logps:
+    """Log-probs of some rows, with what of the whole vocabulary was asked for."""
+    edges: Any = found.logps
+    logps = pack.rows(rows.start, rows.stop, edges)
+    others = {name: getattr(found, name) for name in OF_VOCABULARY}
+    return replace(
+        logps,
+        **{
+            name: pack.rows(rows.start, rows.stop, edge).token
+            for name, edge in others.items()
+            if edge is not None
+        },
+    )
+
+
+def _off(model: Any, pack: Pack) -> Predictions:
+    """What a reference predicts that is a little off the policy."""
+    with torch.no_grad():
+        hidden: Any = read_pack(model, pack, hidden=True).hidden
+    noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(1))
+    off = hidden + 0.1 * hidden.std() * noise.to(hidden)
+    return Predictions(off, kept(head_of(model)))
 
 
 @contextlib.contextmanager

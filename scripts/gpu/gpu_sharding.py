@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
@@ -15,15 +16,12 @@ from align.forest.model import add_edge_head, read_pack
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    try:
-        from torch.distributed.fsdp import fully_shard
-    except ImportError:
-        from torch.distributed._composable.fsdp import fully_shard
-
+    # Its name since torch 2.6.
+    shard: Any = importlib.import_module("torch.distributed.fsdp").fully_shard
     on_gpu = setting.device == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.HashStore(),
+        init_method=f"file://{setting.work}/rendezvous",
         rank=0,
         world_size=1,
     )
@@ -37,8 +35,8 @@ def measure(setting: Setting) -> dict[str, Any]:
             sharded = specification.build(setting.device, setting.seed)
             add_edge_head(sharded)
             for layer in sharded.model.layers:
-                fully_shard(layer, mesh=mesh)
-            fully_shard(sharded, mesh=mesh)
+                shard(layer, mesh=mesh)
+            shard(sharded, mesh=mesh)
             backend = choose_backend(whole, rows).backend
             logps, gradients = zip(
                 *(_pass(model, rows, backend, setting.device) for model in (whole, sharded)),

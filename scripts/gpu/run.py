@@ -97,6 +97,7 @@ def in_a_process(part: str, asked: argparse.Namespace, limit: int) -> dict[str, 
     began = time.monotonic()
     command = [sys.executable, str(HERE / "run.py"), "--call", "1", "--part", part]
     command += ["--device", asked.device, "--out", str(asked.out), *["--tiny"] * asked.tiny]
+    row: dict[str, Any] = {"part": part}
     written = asked.out / f"{part}.json"
     written.unlink(missing_ok=True)
     with (asked.out / f"{part}.log").open("w+") as log:
@@ -105,11 +106,11 @@ def in_a_process(part: str, asked: argparse.Namespace, limit: int) -> dict[str, 
         )
         try:
             child.wait(timeout=limit)
-            row = {"part": part, "status": "failed", "why": f"ended with {child.returncode}"}
+            row |= {"status": "failed", "why": f"ended with {child.returncode}"}
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            row = {"part": part, "status": "timed out", "why": f"after {limit} s"}
+            row |= {"status": "timed out", "why": f"after {limit} s"}
         log.seek(0)
         tail = log.read()[-2000:]
     if written.exists():
