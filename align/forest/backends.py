@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import align.forest.flex  # noqa: F401 - registers `tree_flex`
 from align.errors import RecipeError
 from align.forest.attention import attending
+from align.forest.flex import said_of
 from align.forest.model import read_pack
 from align.forest.pack import Pack, padded_pack, tree_flex_pack, tree_pack, tree_varlen_pack
 from align.forest.packing import cut_blocks, cut_forest, cut_padded
@@ -140,6 +140,8 @@ def _compared(
     try:
         with recorded_windows() as windows:
             found = _pack_logps(model, backend.lay_out(rows))
+        if backend is TREE_FLEX:
+            _go_back(model, backend.lay_out(rows))
     except UnsupportedAttention as refusal:
         return None, f"of {refusal}"
     scored = sum(len(row) - row.first_scored for row in rows)
@@ -155,6 +157,27 @@ def _compared(
             f"hand to attention ({windows} instead of {asked})"
         )
     return gap, None
+
+
+def _go_back(model: Any, pack: Pack) -> None:
+    """A backward pass, where there is something to train: it is compiled on its own.
+
+    Raises:
+        UnsupportedAttention: it could not be.
+    """
+    trained = next((p for p in model.parameters() if p.requires_grad), None)
+    if trained is None:
+        return
+    pack = pack.to(model.device)
+    try:
+        with torch.enable_grad(), attending(model, pack.implementation):
+            edge: Any = read_pack(model, pack).logps
+            # Of one parameter: no gradient is left behind, and the way to it leads through all.
+            torch.autograd.grad(edge.sum(), trained, allow_unused=True)
+    except RuntimeError as failure:
+        if (said := said_of(failure)) is failure:
+            raise
+        raise said from failure
 
 
 def _fallen_back(refusals: Sequence[str], gap: float | None, wanted: str | None) -> Choice:

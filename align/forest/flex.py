@@ -115,20 +115,25 @@ def _attend(
             **told,
         )
     except RuntimeError as failure:
-        if not _is_of_the_compiler(failure):
+        if (said := said_of(failure)) is failure:
             raise
-        why = str(failure).strip().partition("\n")[0]
-        raise UnsupportedAttention(
-            f"FlexAttention, which torch could not compile here ({why})"
-        ) from failure
+        raise said from failure
     return (found[0], found[1].lse) if has_sinks else (found, None)
 
 
-def _is_of_the_compiler(failure: RuntimeError) -> bool:
+def said_of(failure: RuntimeError) -> RuntimeError | UnsupportedAttention:
+    """A failure as it is, or as a refusal where it is the compiler's; its backward pass fails late.
+
+    Args:
+        failure: of a forward or a backward pass.
+    """
     # Imported late, because it takes a second.
     from torch._dynamo.exc import TorchDynamoException
 
-    return isinstance(failure, TorchDynamoException)
+    if not isinstance(failure, TorchDynamoException):
+        return failure
+    why = str(failure).strip().partition("\n")[0]
+    return UnsupportedAttention(f"FlexAttention, which torch could not compile here ({why})")
 
 
 def _bent(softcap: float) -> Callable[..., Tensor]:

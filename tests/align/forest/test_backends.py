@@ -195,6 +195,37 @@ def test_the_next_backend_is_taken_where_the_first_refuses(monkeypatch) -> None:
     assert choice.reason.count("softcap") == 2
 
 
+class _OfTheBackwardPass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        from torch._dynamo.exc import TorchDynamoException
+
+        raise TorchDynamoException("No valid configuration.")
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_noticed(
+    llama, by_matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward pass, which is compared, compiles for itself and may do so alone."""
+
+    def kernel(query, key, value, **told):
+        return _OfTheBackwardPass.apply(by_matrix(query, key, value, **told))
+
+    monkeypatch.setattr("align.forest.flex._kernel", lambda device: kernel)
+    monkeypatch.setattr(backends, "fitting", lambda device, dtype: (TREE_FLEX, TREE))
+    choice = choose_backend(llama, rows())
+    assert choice.backend is TREE
+    assert choice.reason.endswith("could not compile here (No valid configuration.)")
+    assert all(parameter.grad is None for parameter in llama.parameters())
+    # One that is only asked for log-probs never goes back.
+    choice = choose_backend(llama.requires_grad_(False), rows())
+    assert choice.backend is TREE_FLEX
+
+
 @pytest.mark.usefixtures("slow_varlen", "slow_flex")
 def test_varlen_comes_first_where_it_can(llama, monkeypatch) -> None:
     monkeypatch.setattr(backends, "fitting", lambda device, dtype: (TREE_VARLEN, TREE_FLEX))
