@@ -18,7 +18,6 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import RandomSampler
 from transformers import PreTrainedTokenizerFast
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from align.data.pair_files import read_pairs
 from align.data.pairs import PreferencePair
@@ -207,6 +206,9 @@ def grouped_steps(rows: Sequence[Row], steps: int, pairs: int, seed: int) -> lis
 
     Its first steps are the longest, so these are spaced evenly over an epoch.
     """
+    # Imported late: not every version of transformers has it, and only this needs it.
+    from transformers.trainer_pt_utils import LengthGroupedSampler
+
     lengths = [_longest(row) for row in rows]
     order = list(LengthGroupedSampler(pairs, lengths=lengths, generator=_generator(seed)))
     starts = [int((i + 0.5) * (len(order) // pairs) / steps) * pairs for i in range(steps)]

@@ -103,6 +103,8 @@ class WithoutSharing(PreferenceTrainer):
     def _choose_backend(self) -> Choice:
         choice = super()._choose_backend()
         forest: Any = choice.backend
+        if forest is PADDED:
+            raise RuntimeError(f"`packed` is a forest without sharing, and here: {choice.reason}")
         alone = Backend(
             "packed",
             partial(forest.lay_out, shortest_shared=NEVER),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,16 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+import align.forest.varlen
 from align.forest.chains import GatheredChains, SegmentedChains
-
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch < 2.10
-    varlen_attn = None
-
-
-class UnsupportedAttention(ValueError):
-    """A model asks its attention for something that a forest backend does not compute."""
+from align.forest.gather import gathered
+from align.forest.refusal import UnsupportedAttention, kernel_dtype, look_at
 
 
 def tree_attention(
@@ -61,7 +54,7 @@ def tree_attention(
     """
     if not isinstance(tree, SegmentedChains):
         raise UnsupportedAttention("attention `tree` was called without its chains")
-    _look_at(module, query, attention_mask, sliding_window, asked)
+    look_at(module, query, attention_mask, sliding_window, asked)
     groups = query.shape[1] // key.shape[1]
     # Split once: the gradient of one slice is a tensor as long as the whole.
     keys = key.split(tree.sizes, dim=2)
@@ -107,25 +100,23 @@ def tree_varlen_attention(
     """
     if not isinstance(tree, GatheredChains):
         raise UnsupportedAttention("attention `tree_varlen` was called without its chains")
-    _look_at(module, query, attention_mask, sliding_window, asked)
+    look_at(module, query, attention_mask, sliding_window, asked)
     if dropout:
         raise UnsupportedAttention("dropout in attention")
-    if varlen_attn is None:
-        raise UnsupportedAttention("`tree_varlen` needs torch 2.10 or later")
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    output: Any = varlen_attn(
+    kernel = align.forest.varlen.KERNEL
+    if kernel is None:
+        raise UnsupportedAttention("`tree_varlen`, which needs torch 2.10 or later")
+    dtype = kernel_dtype(value)
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    output = kernel.attend(
         q.contiguous(),
-        k[tree.gather],
-        v[tree.gather],
-        tree.query_borders,
-        tree.key_borders,
-        tree.longest_query,
-        tree.longest_key,
+        gathered(k, tree.gather, tree.readers),
+        gathered(v, tree.gather, tree.readers),
+        tree,
         scale=scaling,
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        window=sliding_window,
     )
-    return output[None], None
+    return output[None].to(query.dtype), None
 
 
 AttentionInterface.register("tree", tree_attention)
@@ -177,42 +168,3 @@ def _lower_right(
         mask = torch.zeros(n, m, dtype=query.dtype, device=query.device)
         tree.masks[key] = mask.masked_fill_(~seen, float("-inf"))
     return tree.masks[key]
-
-
-_windows: ContextVar[list[int | None] | None] = ContextVar("windows", default=None)
-
-
-@contextmanager
-def recorded_windows() -> Iterator[list[int | None]]:
-    """Collects the sliding windows that layers ask for inside, in the order of their calls."""
-    windows: list[int | None] = []
-    token = _windows.set(windows)
-    try:
-        yield windows
-    finally:
-        _windows.reset(token)
-
-
-# What models hand their attention that changes its result, and that no function here computes.
-_NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "cache", "head_mask")
-
-
-def _look_at(
-    module: nn.Module,
-    query: Tensor,
-    attention_mask: Tensor | None,
-    sliding_window: int | None,
-    asked: dict[str, Any],
-) -> None:
-    """Refuses what is not computed here, and notes the window for whoever records them."""
-    if query.shape[0] != 1:
-        raise UnsupportedAttention(f"a batch of {query.shape[0]} rows where one was laid out")
-    if attention_mask is not None:
-        raise UnsupportedAttention("the model makes an attention mask of its own")
-    if asked.get("is_causal") is False or getattr(module, "is_causal", True) is False:
-        raise UnsupportedAttention("attention that is not causal")
-    for name in _NOT_COMPUTED:
-        if asked.get(name) is not None:
-            raise UnsupportedAttention(f"attention with {name}")
-    if (windows := _windows.get()) is not None:
-        windows.append(sliding_window)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align.forest.gather import Readers
 from align.forest.radix import Forest
 
 
@@ -114,6 +115,7 @@ class GatheredChains:
         key_borders: [C+1] int32, where their keys begin in `gather`.
         longest_query: queries of the longest chain.
         longest_key: keys of the chain that sees most.
+        readers: of each key, the slots of `gather` that read it.
     """
 
     gather: Tensor
@@ -121,6 +123,7 @@ class GatheredChains:
     key_borders: Tensor
     longest_query: int
     longest_key: int
+    readers: Readers
     implementation: str = "tree_varlen"
 
     @classmethod
@@ -132,12 +135,14 @@ class GatheredChains:
             for c in chains
         ]
         queries = [c.stop - c.start for c in chains]
+        gather = np.concatenate(keys)
         return cls(
-            gather=torch.from_numpy(np.concatenate(keys)),
+            gather=torch.from_numpy(gather),
             query_borders=_borders(queries),
             key_borders=_borders([len(k) for k in keys]),
             longest_query=max(queries),
             longest_key=max(len(k) for k in keys),
+            readers=Readers.of(gather, len(forest.ids)),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GatheredChains:
@@ -147,6 +152,7 @@ class GatheredChains:
             gather=self.gather.to(device, non_blocking=non_blocking),
             query_borders=self.query_borders.to(device, non_blocking=non_blocking),
             key_borders=self.key_borders.to(device, non_blocking=non_blocking),
+            readers=self.readers.to(device, non_blocking),
         )
 
 

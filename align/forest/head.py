@@ -22,6 +22,8 @@ from align.forest.lm_head import (
 
 # Logits of one chunk, in elements: 32 MiB in float32.
 CHUNK = 1 << 23
+# On a GPU, whose products want to be large: 512 MiB.
+CHUNK_ON_CUDA = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +143,7 @@ def _through_layer(
 
     parts = [
         checkpoint(of_part, part, use_reentrant=False)
-        for part in _parts(len(target), vocabulary, against) or [slice(0, 0)]
+        for part in _parts(len(target), vocabulary, against, hidden.device) or [slice(0, 0)]
     ]
     rows = iter(torch.cat(cast("list[Tensor]", parts), dim=1))
     logps = next(rows)
@@ -191,7 +193,7 @@ class _ChunkedLogps(torch.autograd.Function):
         directions: list[Tensor] = []
         if only_hidden:
             directions = [torch.empty_like(hidden) for _ in range(1 if against is None else 2)]
-        for part in _parts(edges, weight.shape[0], against):
+        for part in _parts(edges, weight.shape[0], against, hidden.device):
             z = matrix_logits(hidden[part], weight, bias, asked.scale, asked.softcap)
             at = target[part, None]
             normaliser[part] = z.logsumexp(dim=1)
@@ -235,7 +237,7 @@ class _ChunkedLogps(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=normaliser.dtype) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=normaliser.dtype) if needs_bias else None
-        for part in _parts(hidden.shape[0], weight.shape[0], asked.against):
+        for part in _parts(hidden.shape[0], weight.shape[0], asked.against, hidden.device):
             z = matrix_logits(hidden[part], weight, bias, asked.scale, asked.softcap)
             frozen = None if asked.against is None else asked.against(part).to(z)
             slope, *others = _slopes(z, target[part, None], normaliser[part], frozen, asked)
@@ -286,7 +288,10 @@ def _slopes(
     return slopes
 
 
-def _parts(edges: int, vocabulary: int, against: LogProbs | None) -> list[slice]:
+def _parts(
+    edges: int, vocabulary: int, against: LogProbs | None, device: torch.device
+) -> list[slice]:
+    chunk = CHUNK_ON_CUDA if device.type == "cuda" else CHUNK
     # Beside the policy's logits of a chunk stand the reference's.
-    size = max(CHUNK // (vocabulary if against is None else 2 * vocabulary), 1)
+    size = max(chunk // (vocabulary if against is None else 2 * vocabulary), 1)
     return [slice(begin, min(begin + size, edges)) for begin in range(0, edges, size)]

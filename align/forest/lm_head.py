@@ -97,10 +97,23 @@ def matrix_logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
 ) -> Tensor:
     """[n, V] in float32 or wider."""
-    z = hidden @ weight.T
+    if multiplies_widely(hidden):
+        # A product of 16 bits is added up in float32 anyway: here it stays there.
+        z = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+    else:
+        z = hidden @ weight.T
     if bias is not None:
         z += bias
     return bent(z, scale, softcap)
+
+
+def multiplies_widely(hidden: Tensor) -> bool:
+    """Whether a product of 16-bit matrices can be had in float32: on CUDA, where torch offers it.
+
+    It has no gradient of its own, so not where autograd records.
+    """
+    narrow = hidden.is_cuda and hidden.dtype.itemsize == 2 and not torch.is_grad_enabled()
+    return narrow and hasattr(torch.ops.aten.mm, "dtype")
 
 
 def bent(z: Tensor, scale: float, softcap: float | None) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align.forest.blocks import BlockedForest
 from align.forest.chains import GatheredChains, SegmentedChains, Visibility
 from align.forest.radix import SHORTEST_SHARED, Forest, grow
 from align.forest.rows import TokenRow
@@ -114,6 +115,13 @@ def tree_varlen_pack(rows: Sequence[TokenRow], shortest_shared: int = SHORTEST_S
     return _forest_pack(rows, forest, GatheredChains.of(forest))
 
 
+def tree_flex_pack(rows: Sequence[TokenRow], shortest_shared: int = SHORTEST_SHARED) -> Pack:
+    """Rows as a forest, for attention `tree_flex`; padding fills its last tile."""
+    forest = grow([row.tokens() for row in rows], shortest_shared)
+    tree = BlockedForest.of(forest)
+    return _forest_pack(rows, forest, tree, len(tree.end))
+
+
 def padded_pack(rows: Sequence[TokenRow]) -> Pack:
     """One right-padded row per sequence, for the model's own attention.
 
@@ -145,11 +153,17 @@ def padded_pack(rows: Sequence[TokenRow]) -> Pack:
     )
 
 
-def _forest_pack(rows: Sequence[TokenRow], forest: Forest, tree: Visibility) -> Pack:
+def _forest_pack(
+    rows: Sequence[TokenRow], forest: Forest, tree: Visibility, slots: int | None = None
+) -> Pack:
     size = len(forest.ids)
+    slots = size if slots is None else slots
+    input_ids = np.full(slots, PAD_ID, np.int64)
+    position = np.zeros(slots, np.int64)
+    input_ids[:size], position[:size] = forest.ids, forest.position
     scored = [places[row.first_scored :] for row, places in zip(rows, forest.places, strict=True)]
     is_edge = np.zeros(size, bool)
-    multiplicity = np.zeros(size, np.float32)
+    multiplicity = np.zeros(slots, np.float32)
     for places, edges in zip(forest.places, scored, strict=True):
         is_edge[edges] = True
         multiplicity[places] += 1
@@ -157,8 +171,8 @@ def _forest_pack(rows: Sequence[TokenRow], forest: Forest, tree: Visibility) -> 
     nodes = np.flatnonzero(is_edge)
     index, mask, lengths = _index([number[edges] for edges in scored])
     return Pack(
-        input_ids=torch.from_numpy(forest.ids)[None],
-        position_ids=torch.from_numpy(forest.position)[None],
+        input_ids=torch.from_numpy(input_ids)[None],
+        position_ids=torch.from_numpy(position)[None],
         attention_mask=None,
         tree=tree,
         predictor=torch.from_numpy(forest.parent[nodes]),

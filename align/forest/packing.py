@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import pairwise
 
+from align.forest.blocks import BLOCK
 from align.forest.radix import SHORTEST_SHARED, SortedRows, sort_rows
 from align.forest.rows import TokenRow
 
@@ -50,6 +51,19 @@ def cut_forest(
         passes[place] += piece
         room[place] -= size
     return [sorted(one) for one in passes]
+
+
+def cut_blocks(
+    units: Sequence[Unit], token_budget: int | None, shortest_shared: int = SHORTEST_SHARED
+) -> list[list[int]]:
+    """As `cut_forest`, for forests whose last tile is filled up with padding.
+
+    Returns:
+        Numbers of the units of each pass.
+    """
+    if token_budget is not None and token_budget > BLOCK:
+        token_budget -= token_budget % BLOCK
+    return cut_forest(units, token_budget, shortest_shared)
 
 
 def cut_padded(units: Sequence[Unit], token_budget: int | None) -> list[list[int]]:

@@ -28,7 +28,9 @@ _ROWS_ONE_BY_ONE = "rows are padded to the longest of their batch here; take it 
 class KindTrain(Train):
     """The keys of `train` that TRL's trainer of this kind does not read are refused."""
 
-    unread: ClassVar[Mapping[str, str]] = MappingProxyType({"token_budget": _ROWS_ONE_BY_ONE})
+    unread: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"token_budget": _ROWS_ONE_BY_ONE, "forest_backend": _ROWS_ONE_BY_ONE}
+    )
     """Key -> what to do about it."""
 
     def arguments(self) -> dict[str, Any]:

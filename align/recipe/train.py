@@ -26,9 +26,11 @@ Scheduler: TypeAlias = Literal[
     "warmup_stable_decay", "greedy",
 ]  # fmt: skip
 
+OF_THE_FOREST = ("token_budget", "forest_backend")
+
 
 class Train(Node):
-    """How the policy is trained; names and defaults of trl.DPOConfig, save `token_budget`."""
+    """How the policy is trained; names and defaults of trl.DPOConfig, and two of the forest."""
 
     learning_rate: float = Field(default=1e-6, gt=0, le=1)
     """Peak learning rate."""
@@ -50,6 +52,8 @@ class Train(Node):
     """Batches whose gradients make one optimizer step."""
     token_budget: Annotated[int, Field(ge=16)] | Literal["auto"] | None = None
     """Tokens of one forward pass at most; null means the whole batch at once, auto what fits."""
+    forest_backend: Literal["auto", "tree", "tree_varlen", "tree_flex", "padded"] = "auto"
+    """How log-probs are computed; auto takes what fits the device and gives the model's own."""
     optim: Optimizer = "adamw_torch_fused"
     """The optimizer."""
     optim_args: str | None = None
@@ -177,7 +181,7 @@ class Train(Node):
 
     def arguments(self) -> dict[str, Any]:
         """The keywords for trl.DPOConfig: every field of this section that is one of its."""
-        arguments = self.model_dump(exclude={"token_budget"})
+        arguments = self.model_dump(exclude=set(OF_THE_FOREST))
         lists = ("report_to", "optim_target_modules")
         return arguments | {k: list(arguments[k]) for k in lists if type(arguments[k]) is tuple}
 

@@ -104,6 +104,7 @@ def training_arguments(
         allow_change=list(allow_change),
         max_length=recipe.data.max_length,
         token_budget=recipe.train.token_budget,
+        forest_backend=recipe.train.forest_backend,
         **arguments,
     )
 

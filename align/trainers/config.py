@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from trl.trainer.dpo_config import DPOConfig
 
 from align.errors import RecipeError
+from align.forest import BACKENDS
 
 # TRL's choice of its own losses. Only a trainer that turns them into an objective takes them.
 LOSS_SWITCHES = {
@@ -45,6 +46,8 @@ class PreferenceConfig(DPOConfig):
             there is any included; None means the whole batch at once, "auto" the largest that fits
             into memory when training begins. It moves the borders of forward passes only: the
             gradient is the same to rounding.
+        forest_backend: how log-probs are computed: "tree", "tree_varlen", "tree_flex" or "padded";
+            "auto" is the first that fits the device and gives the model's own log-probs.
         train_sampling_strategy: order of the pairs. "group_by_prompt" keeps the pairs of one
             `group_id` (or, without that column, of one prompt) in one step, so that all of them
             share what they have in common; it makes the pairs of a step less independent, which is
@@ -64,6 +67,13 @@ class PreferenceConfig(DPOConfig):
     token_budget: int | str | None = field(
         default=None,
         metadata={"help": "Tokens of one forward pass at most; None: the whole batch; or `auto`."},
+    )
+    forest_backend: str = field(
+        default="auto",
+        metadata={
+            "help": "How log-probs are computed.",
+            "choices": ["auto", *BACKENDS],
+        },
     )
     train_sampling_strategy: str = field(
         default="random",
@@ -122,6 +132,10 @@ class PreferenceConfig(DPOConfig):
             raise RecipeError(
                 f"max_length is {self.max_length}; a prompt and a completion take two tokens at "
                 "least. None means no limit."
+            )
+        if self.forest_backend not in ("auto", *BACKENDS):
+            raise RecipeError(
+                f"forest_backend is {self.forest_backend!r}; it is auto, {', '.join(BACKENDS)}."
             )
         if isinstance(self.token_budget, str) and self.token_budget != "auto":
             # From a command line everything is text.

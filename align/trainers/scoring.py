@@ -212,6 +212,7 @@ class RoleScoring(TrainerBase):
         base = self.model.get_base_model() if is_peft_model(self.model) else self.model
         score = trl_edge_logps if self._head_on_triton_or_sharded() else edge_logps
         add_edge_head(base, score)
+        wanted = self.args.forest_backend
         if self.args.neftune_noise_alpha is not None:
             # TRL's noise: as many draws as there are slots, scaled by the width they are padded to.
             choice = Choice(
@@ -230,13 +231,18 @@ class RoleScoring(TrainerBase):
         else:
             rows = self.kind.in_order([self.kind.unit(row) for row in self._check_rows()])
             with self.accelerator.autocast():
-                choice = choose_backend(self.model, rows)
+                choice = choose_backend(self.model, rows, None if wanted == "auto" else wanted)
             # One for all ranks: another layout is another number of passes.
             if any(name != choice.backend.name for name in gather_object([choice.backend.name])):
                 choice = Choice(
                     PADDED, "padded rows, because another rank refused the forest", None
                 )
-        level = logging.WARNING if choice.backend is PADDED else logging.INFO
+        if wanted not in ("auto", choice.backend.name):
+            raise RecipeError(
+                f"forest_backend is {wanted}, and here log-probs are computed by {choice.reason}. "
+                "Take forest_backend out, or what stands against it."
+            )
+        level = logging.WARNING if choice.backend is PADDED and wanted == "auto" else logging.INFO
         logger.log(level, "Log-probs are computed by %s.", choice.reason)
         return choice
 

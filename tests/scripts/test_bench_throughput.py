@@ -185,3 +185,21 @@ def test_a_short_run(tmp_path: Path) -> None:
     assert row["speed_ratio"] > 1.5
     assert row["memory_ratio"] > 2
     assert "step" in run.stdout
+
+
+def test_packed_rows_are_a_forest_without_sharing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_loops
+
+    from align.forest import PADDED, TREE, Choice, TokenRow
+
+    trainer = object.__new__(bench_loops.WithoutSharing)
+    chosen = Choice(TREE, "it fits", 0.0)
+    monkeypatch.setattr(bench_loops.PreferenceTrainer, "_choose_backend", lambda self: chosen)
+    packed = trainer._choose_backend().backend
+    rows = [TokenRow(list(range(1, 21)), [30 + i, 2]) for i in range(3)]
+    # 3 rows of 22 tokens; a forest has their 20 common ones once.
+    assert packed.lay_out(rows).computed_tokens == 66
+    assert TREE.lay_out(rows).computed_tokens == 26
+    chosen = Choice(PADDED, "padded rows, because of a window", None)
+    with pytest.raises(RuntimeError, match="padded rows, because of a window"):
+        trainer._choose_backend()

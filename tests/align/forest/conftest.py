@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import align.forest.attention
+import align.forest.flex
+import align.forest.varlen
 from align.forest import TokenRow
+from align.forest.varlen import VarlenKernel
 
 VOCABULARY = 100
 
@@ -122,18 +127,32 @@ def varlen_by_loop(
 ) -> Tensor:
     """What `torch.nn.attention.varlen.varlen_attn` says that it computes, one sequence at a time.
 
-    `window_size` is (keys before, keys after) the key at the lower right; -1 means all of them.
+    `window_size` is (keys before, keys after) the key at the lower right; -1 means all of them. It
+    asserts what the CUDA kernel refuses, or reads wrongly; only the dtype may be a wide one.
     """
     assert query_borders.dtype == key_borders.dtype == torch.int32
+    assert query_borders.is_contiguous()
+    assert key_borders.is_contiguous()
+    assert query.dtype == key.dtype == value.dtype
     assert query.is_contiguous()
     assert key.is_contiguous()
     assert value.is_contiguous()
+    assert query.shape[2] == key.shape[2] == value.shape[2]
+    assert query.shape[2] % 8 == 0
+    assert query.shape[2] <= 256
+    assert key.shape == value.shape
+    assert query.shape[1] % key.shape[1] == 0
     queries, keys = query_borders.diff().tolist(), key_borders.diff().tolist()
+    assert (sum(queries), sum(keys)) == (len(query), len(key))
+    # Lower-right alignment with more queries than keys leaves queries that see nothing.
+    assert all(n <= m for n, m in zip(queries, keys, strict=True))
     assert (longest_query, longest_key) == (max(queries), max(keys))
     assert enable_gqa == (query.shape[1] != key.shape[1])
     groups = query.shape[1] // key.shape[1]
     scale = query.shape[2] ** -0.5 if scale is None else scale
     before, after = window_size
+    narrow, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    query, key, value = (tensor.to(wide) for tensor in (query, key, value))
     outputs = []
     for q, k, v in zip(query.split(queries), key.split(keys), value.split(keys), strict=True):
         k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
@@ -144,13 +163,91 @@ def varlen_by_loop(
             hidden |= ahead < -before
         if after >= 0:
             hidden |= ahead > after
-        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=2)
-        outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
-    return torch.cat(outputs)
+        # A kernel's insides know nothing of autocast.
+        with torch.autocast(query.device.type, enabled=False):
+            scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+            weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=2)
+            outputs.append(torch.einsum("hqk,khd->qhd", weights, v))
+    return torch.cat(outputs).to(narrow)
+
+
+def flex_by_matrix(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    block_mask: Any,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    score_mod: Callable[..., Tensor] | None = None,
+    return_aux: Any = None,
+) -> Any:
+    """What `flex_attention` says that it computes, by the whole matrix, so with a gradient.
+
+    Of the mask's tiles only those that are cut look at its function, as in the kernel.
+    """
+    assert query.dtype == key.dtype == value.dtype
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    size = query.shape[2]
+    assert size % 128 == 0
+    assert tuple(block_mask.shape[-2:]) == (size, size)
+    groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    narrow, wide = query.dtype, torch.promote_types(query.dtype, torch.float32)
+    place = torch.arange(size)
+    zero = torch.zeros((), dtype=torch.int64)
+    seen = torch.zeros(size, size, dtype=torch.bool)
+    for row in range(size // 128):
+        queries = slice(128 * row, 128 * row + 128)
+        for count, order, is_cut in (
+            (block_mask.kv_num_blocks, block_mask.kv_indices, True),
+            (block_mask.full_kv_num_blocks, block_mask.full_kv_indices, False),
+        ):
+            for column in order[0, 0, row, : int(count[0, 0, row])].tolist():
+                keys = slice(128 * column, 128 * column + 128)
+                assert not seen[queries, keys].any(), "a tile is listed twice"
+                seen[queries, keys] = (
+                    block_mask.mask_mod(zero, zero, place[queries, None], place[None, keys])
+                    if is_cut
+                    else True
+                )
+    with torch.autocast(query.device.type, enabled=False):
+        scores = query.to(wide) @ key.to(wide).mT
+        scores = scores * (query.shape[3] ** -0.5 if scale is None else scale)
+        if score_mod is not None:
+            scores = score_mod(scores, zero, zero, place[:, None], place[None])
+        scores = scores.masked_fill(~seen, float("-inf"))
+        output = (scores.softmax(dim=3) @ value.to(wide)).to(narrow)
+    return output if return_aux is None else (output, SimpleNamespace(lse=scores.logsumexp(dim=3)))
+
+
+@pytest.fixture
+def slow_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention `tree_flex` with a gradient on a CPU."""
+    monkeypatch.setattr(align.forest.flex, "_kernel", lambda device: flex_by_matrix)
+
+
+@pytest.fixture(scope="session")
+def by_matrix() -> Callable[..., Any]:
+    """What stands in for `flex_attention`."""
+    return flex_by_matrix
+
+
+@pytest.fixture(scope="session")
+def by_loop() -> Callable[..., Tensor]:
+    """What stands in for `varlen_attn`."""
+    return varlen_by_loop
 
 
 @pytest.fixture
 def slow_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention `tree_varlen` without its CUDA kernel."""
-    monkeypatch.setattr(align.forest.attention, "varlen_attn", varlen_by_loop)
+    """Attention `tree_varlen` without its CUDA kernel, in any floating dtype."""
+    kernel = VarlenKernel.of(varlen_by_loop)
+    wide = (torch.float64, torch.float32, *kernel.dtypes)
+    monkeypatch.setattr(align.forest.varlen, "KERNEL", replace(kernel, dtypes=wide))
+
+
+@pytest.fixture
+def strict_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in the kernel's own 16 bits only."""
+    monkeypatch.setattr(align.forest.varlen, "KERNEL", VarlenKernel.of(varlen_by_loop))

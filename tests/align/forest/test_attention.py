@@ -10,9 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
-import align.forest.attention
+import align.forest.varlen
 from align.forest.attention import (
     UnsupportedAttention,
     attending,
@@ -105,12 +111,10 @@ def test_values_and_gradients(
         assert torch.allclose(gradient, its, atol=1e-12, rtol=0)
 
 
-@pytest.mark.usefixtures("slow_varlen")
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_values_of_another_width_than_keys(backend: str, forest, ancestors) -> None:
+def test_values_of_another_width_than_keys(forest, ancestors) -> None:
     q, k, v = inputs(forest, value_width=5)
     expected = scaled_dot_product_attention(q, k, v, attn_mask=ancestors, enable_gqa=True)
-    found, _ = FUNCTIONS[backend](LAYER, q, k, v, None, tree=CHAINS[backend].of(forest))
+    found, _ = tree_attention(LAYER, q, k, v, None, tree=SegmentedChains.of(forest))
     assert found.shape == (1, len(forest.ids), HEADS, 5)
     assert torch.allclose(found, expected.transpose(1, 2), atol=1e-12, rtol=0)
 
@@ -173,8 +177,95 @@ def test_varlen_refuses_dropout(forest: Forest) -> None:
 
 
 def test_varlen_needs_its_kernel(forest: Forest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(align.forest.attention, "varlen_attn", None)
+    monkeypatch.setattr(align.forest.varlen, "KERNEL", None)
     refused(forest, "tree_varlen", "needs torch 2.10")
+
+
+@pytest.mark.usefixtures("slow_varlen")
+@pytest.mark.parametrize(
+    ("width", "value_width", "match"),
+    [
+        (264, 264, "no heads of size 264: multiples of 8 up to 256"),
+        (12, 12, "no heads of size 12"),
+        (WIDTH, 16, r"values as wide as keys \(16 and 8\)"),
+    ],
+)
+def test_varlen_refuses_heads_that_its_kernel_has_not(
+    width: int, value_width: int, match: str, forest: Forest
+) -> None:
+    q, k, _ = (torch.randn(1, heads, len(forest.ids), width) for heads in (4, 2, 2))
+    v = torch.randn(1, 2, len(forest.ids), value_width)
+    refused(forest, "tree_varlen", match, qkv=(q, k, v))
+
+
+@pytest.mark.usefixtures("slow_varlen")
+def test_varlen_refuses_old_gpus(forest: Forest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(align.forest.varlen, "capability", lambda device: (7, 5))
+    refused(forest, "tree_varlen", r"needs a GPU of compute capability 8\.0 \(this is 7\.5\)")
+    monkeypatch.setattr(align.forest.varlen, "capability", lambda device: (8, 0))
+    tree_varlen_attention(LAYER, *inputs(forest), None, tree=GatheredChains.of(forest))
+
+
+@pytest.mark.usefixtures("slow_varlen")
+def test_varlen_refuses_heads_that_are_no_groups(forest: Forest) -> None:
+    q, k, v = inputs(forest, key_heads=3)
+    refused(forest, "tree_varlen", "cannot share 3 heads of keys among 4", qkv=(q, k, v))
+
+
+@pytest.mark.usefixtures("strict_varlen")
+def test_varlen_refuses_what_is_not_16_bits_wide(forest: Forest) -> None:
+    q, k, v = (tensor.detach().float() for tensor in inputs(forest))
+    refused(forest, "tree_varlen", "does not compute in float32", qkv=(q, k, v))
+
+
+@pytest.mark.usefixtures("strict_varlen")
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_varlen_under_autocast(narrow: torch.dtype, forest: Forest) -> None:
+    """Queries and keys come in float32 from the rotary embedding, values from a matrix product."""
+    q, k, v = (tensor.detach().float().requires_grad_() for tensor in inputs(forest))
+    chains = GatheredChains.of(forest)
+    with torch.autocast("cpu", narrow):
+        found, _ = tree_varlen_attention(LAYER, q, k, v.to(narrow), None, tree=chains)
+    assert found.dtype == torch.float32
+    rounded = [tensor.detach().to(narrow) for tensor in (q, k, v)]
+    expected, _ = tree_varlen_attention(LAYER, *rounded, None, tree=chains)
+    assert expected.dtype == narrow
+    # Nothing is rounded but the inputs and the output.
+    assert torch.equal(found, expected.float())
+    for gradient in torch.autograd.grad(found.square().sum(), (q, k, v)):
+        assert gradient.dtype == torch.float32
+        assert gradient.abs().sum() > 0
+
+
+@pytest.mark.usefixtures("strict_varlen")
+@pytest.mark.parametrize("name", ["tied", "a window"])
+def test_a_model_under_autocast_attends_by_varlen(name: str, forest: Forest) -> None:
+    """The model's own attention under autocast gives the same, to the rounding of 16 bits."""
+    shape: dict[str, Any] = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    torch.manual_seed(0)
+    model: Any = (
+        MistralForCausalLM(MistralConfig(**shape, sliding_window=5))
+        if name == "a window"
+        else LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
+    )
+    ids = torch.from_numpy(forest.ids)[None]
+    places = torch.from_numpy(forest.position)[None]
+    states = {}
+    for kind, chains in (("tree", SegmentedChains), ("tree_varlen", GatheredChains)):
+        with torch.autocast("cpu", torch.bfloat16), attending(model, kind), torch.no_grad():
+            output = model.model(
+                input_ids=ids, position_ids=places, use_cache=False, tree=chains.of(forest)
+            )
+        states[kind] = output.last_hidden_state
+    gap = (states["tree"] - states["tree_varlen"]).square().mean().sqrt()
+    assert float(gap / states["tree"].square().mean().sqrt()) < 0.01
 
 
 @pytest.fixture(scope="module")

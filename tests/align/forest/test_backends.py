@@ -16,7 +16,17 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from align.forest import PADDED, TREE, TokenRow, attention, choose_backend
+from align.errors import RecipeError
+from align.forest import (
+    PADDED,
+    TREE,
+    TREE_FLEX,
+    TREE_VARLEN,
+    TokenRow,
+    attention,
+    backends,
+    choose_backend,
+)
 from align.forest.model import add_edge_head
 
 SIZES = {
@@ -154,3 +164,89 @@ def test_pictures_are_refused(llama) -> None:
     choice = choose_backend(llama, rows())
     assert choice.backend is PADDED
     assert "pictures" in choice.reason
+
+
+def test_what_fits_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = (torch.bfloat16, torch.float16)
+    for dtype in (torch.float64, torch.float32, *narrow):
+        assert backends.fitting("cpu", dtype) == (TREE,)
+    assert backends.fitting("cuda", torch.float64) == (TREE,)
+    assert backends.fitting("cuda", torch.float32) == (TREE_FLEX, TREE)
+    for dtype in narrow:
+        assert backends.fitting("cuda", dtype) == (TREE_VARLEN, TREE_FLEX)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    for dtype in narrow:
+        assert backends.fitting("cuda", dtype) == (TREE_FLEX, TREE_VARLEN)
+
+
+@pytest.mark.usefixtures("slow_varlen", "slow_flex")
+def test_the_next_backend_is_taken_where_the_first_refuses(monkeypatch) -> None:
+    monkeypatch.setattr(backends, "fitting", lambda device, dtype: (TREE_VARLEN, TREE_FLEX))
+    model = sharpened(Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)))
+    choice = choose_backend(model, rows())
+    assert choice.backend is TREE_FLEX
+    assert choice.gap is not None
+    assert choice.gap < 1e-5
+    assert "`tree_flex`, within" in choice.reason
+    assert choice.reason.endswith("taken because of attention with softcap")
+    monkeypatch.setattr(backends, "fitting", lambda device, dtype: (TREE_VARLEN, TREE))
+    choice = choose_backend(model, rows())
+    assert choice.backend is PADDED
+    assert choice.reason.count("softcap") == 2
+
+
+class _OfTheBackwardPass(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        from torch._dynamo.exc import TorchDynamoException
+
+        raise TorchDynamoException("No valid configuration.")
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_noticed(
+    llama, by_matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward pass, which is compared, compiles for itself and may do so alone."""
+
+    def kernel(query, key, value, **told):
+        return _OfTheBackwardPass.apply(by_matrix(query, key, value, **told))
+
+    monkeypatch.setattr("align.forest.flex._kernel", lambda device: kernel)
+    monkeypatch.setattr(backends, "fitting", lambda device, dtype: (TREE_FLEX, TREE))
+    choice = choose_backend(llama, rows())
+    assert choice.backend is TREE
+    assert choice.reason.endswith("could not compile here (No valid configuration.)")
+    assert all(parameter.grad is None for parameter in llama.parameters())
+    # One that is only asked for log-probs never goes back.
+    choice = choose_backend(llama.requires_grad_(False), rows())
+    assert choice.backend is TREE_FLEX
+
+
+@pytest.mark.usefixtures("slow_varlen", "slow_flex")
+def test_varlen_comes_first_where_it_can(llama, monkeypatch) -> None:
+    monkeypatch.setattr(backends, "fitting", lambda device, dtype: (TREE_VARLEN, TREE_FLEX))
+    choice = choose_backend(llama, rows())
+    assert choice.backend is TREE_VARLEN
+    assert "taken because" not in choice.reason
+
+
+def test_a_named_backend_is_taken_or_an_error_says_why_not(llama) -> None:
+    assert choose_backend(llama, rows(), "tree").backend is TREE
+    choice = choose_backend(llama, rows(), "padded")
+    assert (choice.backend, choice.gap) == (PADDED, None)
+    assert choice.reason == "padded rows, as asked for"
+    with pytest.raises(RecipeError, match="no forest backend 'flex'; there are tree, tree_varlen"):
+        choose_backend(llama, rows(), "flex")
+    for name in ("tree_varlen", "tree_flex"):
+        with pytest.raises(RecipeError, match=f"{name} was asked for .* on cpu, and it needs CUDA"):
+            choose_backend(llama, rows(), name)
+    capped = sharpened(Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8)))
+    with pytest.raises(RecipeError, match=r"tree was asked for .* of attention with softcap"):
+        choose_backend(capped, rows(), "tree")
+    llama.config.vision_config = object()
+    with pytest.raises(RecipeError, match=r"tree was asked for .* pictures"):
+        choose_backend(llama, rows(), "tree")

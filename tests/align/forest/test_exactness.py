@@ -23,7 +23,7 @@ from transformers import (
 from align.forest import TokenRow
 from align.forest.attention import attending
 from align.forest.model import add_edge_head, read_pack
-from align.forest.pack import Pack, padded_pack, tree_pack, tree_varlen_pack
+from align.forest.pack import Pack, padded_pack, tree_flex_pack, tree_pack, tree_varlen_pack
 
 COMMON: dict[str, Any] = {
     "vocab_size": 100,
@@ -49,6 +49,8 @@ LAYOUTS: dict[str, Callable[[Sequence[TokenRow]], Pack]] = {
     "varlen": tree_varlen_pack,
     "varlen, all shared": partial(tree_varlen_pack, shortest_shared=EVERYTHING),
     "varlen, none shared": partial(tree_varlen_pack, shortest_shared=NOTHING),
+    "flex": tree_flex_pack,
+    "flex, none shared": partial(tree_flex_pack, shortest_shared=NOTHING),
 }
 CASES = (
     "pairs",
@@ -157,7 +159,7 @@ def expected(every_row, cases, own_logps) -> Callable[..., tuple[Tensor, Gradien
     return compute
 
 
-@pytest.mark.usefixtures("slow_varlen")
+@pytest.mark.usefixtures("slow_varlen", "slow_flex")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", MODELS)
@@ -170,7 +172,7 @@ def test_float64(name: str, case: str, layout: str, cases, expected) -> None:
     assert worst_gradient(found_grads, grads) < 1e-10
 
 
-@pytest.mark.usefixtures("slow_varlen")
+@pytest.mark.usefixtures("slow_varlen", "slow_flex")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", MODELS)
 def test_float32_and_all_cases_in_one_forest(name: str, layout: str, every_row, expected) -> None:
@@ -191,9 +193,9 @@ def test_cases_share_what_their_names_say(case: str, cases) -> None:
     assert computed[0] <= computed[1] < computed[2] < padded_pack(rows).computed_tokens
 
 
-@pytest.mark.usefixtures("slow_varlen")
+@pytest.mark.usefixtures("slow_varlen", "slow_flex")
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("layout", ["tree", "varlen, all shared"])
+@pytest.mark.parametrize("layout", ["tree", "varlen, all shared", "flex"])
 @pytest.mark.parametrize("name", ["Llama", "Mistral, window 8"])
 def test_gradient_checkpointing(
     name: str, layout: str, reentrant: bool, every_row, expected
@@ -212,7 +214,7 @@ def test_gradient_checkpointing(
     assert worst_gradient(found_grads, grads) < 1e-10
 
 
-@pytest.mark.usefixtures("slow_varlen")
+@pytest.mark.usefixtures("slow_varlen", "slow_flex")
 @pytest.mark.parametrize("layout", ["padded", "tree", "varlen, all shared"])
 @pytest.mark.parametrize("targets", ["layers", "layers and head"])
 def test_lora(targets: str, layout: str, cases, own_logps) -> None:
@@ -252,7 +254,9 @@ def test_the_layout_without_its_attention_is_wrong(name: str, cases, own_logps) 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("layout", ["varlen", "varlen, all shared", "varlen, none shared"])
+@pytest.mark.parametrize(
+    "layout", ["varlen", "varlen, all shared", "varlen, none shared", "flex", "flex, none shared"]
+)
 @pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral, window 8"])
 def test_the_cuda_kernel_is_as_exact_as_padded_rows(
     name: str, layout: str, every_row, own_logps

@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 from align.forest import TokenRow
 from align.forest.attention import UnsupportedAttention, attending, tree_attention
 from align.forest.model import add_edge_head, read_pack
-from align.forest.pack import Pack, padded_pack, tree_pack, tree_varlen_pack
+from align.forest.pack import Pack, padded_pack, tree_flex_pack, tree_pack, tree_varlen_pack
 
 WINDOW = 8
 SHAPE: dict[str, Any] = {
@@ -88,6 +88,7 @@ LAYOUTS: dict[str, Callable[[list[TokenRow]], Pack]] = {
     "tree": tree_pack,
     "tree, all shared": partial(tree_pack, shortest_shared=1),
     "varlen": tree_varlen_pack,
+    "flex": tree_flex_pack,
 }
 
 
@@ -154,7 +155,7 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected) / expected.abs().clamp(min=1)).abs().max())
 
 
-@pytest.mark.usefixtures("slow_varlen")
+@pytest.mark.usefixtures("slow_varlen", "slow_flex")
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_log_probs_are_the_models_own(name: str, layout: str, own_logps) -> None:
@@ -192,7 +193,7 @@ def test_the_window_binds(name: str, own_logps, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", OF_EXPERTS)
-@pytest.mark.usefixtures("slow_varlen")
+@pytest.mark.usefixtures("slow_varlen", "slow_flex")
 def test_experts_are_balanced_as_with_padded_rows(name: str, layout: str) -> None:
     model, pack, padded = family(name), LAYOUTS[layout](ROWS), padded_pack(ROWS)
     model.zero_grad()
@@ -214,7 +215,7 @@ def test_experts_are_balanced_as_with_padded_rows(name: str, layout: str) -> Non
     model.zero_grad()
 
 
-@pytest.mark.usefixtures("slow_varlen")
+@pytest.mark.usefixtures("slow_varlen", "slow_flex")
 @pytest.mark.parametrize("layout", ["tree", "varlen"])
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_computed_is_refused(name: str, layout: str) -> None:
@@ -224,3 +225,14 @@ def test_what_is_not_computed_is_refused(name: str, layout: str) -> None:
         by_pack(model, pack, pack.implementation)
     # Its padded rows are scored all the same.
     assert bool(by_pack(model, padded_pack(ROWS), None).isfinite().all())
+
+
+@pytest.mark.usefixtures("slow_flex")
+@pytest.mark.parametrize("name", REFUSED)
+def test_flex_computes_what_the_others_refuse(name: str, own_logps) -> None:
+    cls, config, _ = REFUSED[name]
+    model, pack = build(cls, config), tree_flex_pack(ROWS)
+    with torch.no_grad():
+        expected = torch.cat(own_logps(model, ROWS))
+    assert float(expected.std()) > 0.3
+    assert error(by_pack(model, pack, pack.implementation), expected) < 1e-5

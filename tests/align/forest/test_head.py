@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import align.forest.head
+import align.forest.lm_head
 from align.forest.head import EdgeStatistics, edge_logps
-from align.forest.lm_head import Head, LayerHead, head_of
+from align.forest.lm_head import Head, LayerHead, head_of, matrix_logits, multiplies_widely
 
 EDGES, WIDTH, VOCABULARY = 7, 5, 11
 # Name: (bias, scale, softcap)
@@ -402,3 +403,49 @@ def test_a_subclass_that_computes_what_a_linear_layer_does_is_a_matrix() -> None
     head = head_of(model)
     assert isinstance(head, Head)
     assert head.weight is model.lm_head.weight
+
+
+def test_logits_of_16_bits_stay_in_float32_where_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 + 2^-9 has no bfloat16: as a sum of two products it is 1 when rounded, and itself here."""
+    hidden = torch.tensor([[1.0, 2.0**-9]], dtype=torch.bfloat16)
+    weight = torch.ones(1, 2, dtype=torch.bfloat16)
+    assert matrix_logits(hidden, weight, None, 1.0, None).item() == 1
+    # A CPU has no such product.
+    assert not multiplies_widely(hidden)
+
+    def wide(one: Tensor, other: Tensor, *, out_dtype: torch.dtype) -> Tensor:
+        return one.to(out_dtype) @ other.to(out_dtype)
+
+    monkeypatch.setattr(torch, "mm", wide)
+    monkeypatch.setattr(align.forest.lm_head, "multiplies_widely", lambda hidden: True)
+    found = matrix_logits(hidden, weight, None, 1.0, None)
+    assert (found.dtype, found.item()) == (torch.float32, 1 + 2.0**-9)
+    bias = torch.ones(1, dtype=torch.bfloat16)
+    assert matrix_logits(hidden, weight, bias, 2.0, None).item() == 2 * (2 + 2.0**-9)
+
+
+def test_a_gpu_is_given_larger_chunks() -> None:
+    parts = align.forest.head._parts
+    on_cpu, on_cuda = (parts(2048, 1 << 17, None, torch.device(name)) for name in ("cpu", "cuda"))
+    # 2^23 / 2^17 = 64 rows, and 2^27 / 2^17 = 1024.
+    assert (len(on_cpu), len(on_cuda)) == (32, 2)
+    assert on_cuda == [slice(0, 1024), slice(1024, 2048)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_head_on_a_gpu_is_as_exact_as_its_inputs() -> None:
+    source = torch.Generator("cuda").manual_seed(0)
+    hidden = torch.randn(700, 256, generator=source, device="cuda").bfloat16().requires_grad_()
+    weight = torch.randn(5000, 256, generator=source, device="cuda").bfloat16()
+    target = torch.randint(5000, (700,), generator=source, device="cuda")
+    found, _ = edge_logps(hidden, target, Head(weight))
+    wide = hidden.detach().double().requires_grad_()
+    logits = wide @ weight.double().T
+    expected = logits.log_softmax(dim=1).gather(1, target[:, None])[:, 0]
+    # Logits of this size, 16 and more, would be off by up to 1/16 in bfloat16.
+    assert float((found.double() - expected).abs().max()) < 1e-3
+    (gradient,), (its,) = (
+        torch.autograd.grad(x.sum(), y) for x, y in ((found, hidden), (expected, wide))
+    )
+    assert float((gradient.double() - its).norm() / its.norm()) < 0.01

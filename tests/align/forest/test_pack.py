@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.forest import TokenRow
-from align.forest.pack import Pack, padded_pack, tree_pack, tree_varlen_pack
+from align.forest.pack import Pack, padded_pack, tree_flex_pack, tree_pack, tree_varlen_pack
 
 LAYOUTS: dict[str, Callable[[Sequence[TokenRow]], Pack]] = {
     "padded": padded_pack,
@@ -20,6 +20,7 @@ LAYOUTS: dict[str, Callable[[Sequence[TokenRow]], Pack]] = {
     "tree, all shared": partial(tree_pack, shortest_shared=1),
     "tree_varlen": tree_varlen_pack,
     "tree_varlen, all shared": partial(tree_varlen_pack, shortest_shared=1),
+    "tree_flex": tree_flex_pack,
 }
 SHARED = tuple(name for name in LAYOUTS if "all shared" in name)
 TOKENS = st.lists(st.sampled_from([1, 2]), max_size=6)

@@ -81,6 +81,7 @@ REFUSED = {
     "rounds": ("reward", {"rounds": 2}, "the kind is trained once"),
     "evaluate": ("preference_model", {"evaluate": {"n": 3}}, "accuracy, margin, calibration"),
     "train.token_budget": ("reward", {"train": {"token_budget": 400}}, "rows are padded"),
+    "train.forest_backend": ("sft", {"train": {"forest_backend": "tree"}}, "rows are padded"),
     "train.router_aux_loss_coef": (
         "reward",
         {"train": {"router_aux_loss_coef": 0.1}},

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.errors import DataError, NumericalError, RecipeError
-from align.forest import TokenRow, backends, score_rows
+from align.forest import TokenRow, score_rows
 from align.trainers import (
     DPOConfig,
     DPOTrainer,
@@ -97,9 +97,7 @@ def test_a_token_budget_moves_the_borders_of_forward_passes_and_no_number(
 ) -> None:
     common = {"max_steps": 1, "max_grad_norm": 0.0, "per_device_train_batch_size": 12}
     whole = gradient(make(changes=common))
-    if backend == "padded":
-        monkeypatch.setattr(backends, "refused", lambda model: "the test asks for it")
-    cut = make(changes=common | {"token_budget": budget})
+    cut = make(changes=common | {"token_budget": budget, "forest_backend": backend})
     assert cut.backend.backend.name == backend
     sizes = []
     original = type(cut)._logps
@@ -115,6 +113,22 @@ def test_a_token_budget_moves_the_borders_of_forward_passes_and_no_number(
     assert (len(sizes) > 1) == (budget < 10_000)
     logged = [row["loss"] for row in cut.state.log_history if "loss" in row]
     assert logged == pytest.approx([0.6931472], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"forest_backend": "trees"}, "forest_backend is 'trees'; it is auto, tree, tree_varlen"),
+        ({"forest_backend": "tree_varlen"}, "tree_varlen was asked for .* needs CUDA"),
+        (
+            {"forest_backend": "tree", "neftune_noise_alpha": 5.0},
+            "forest_backend is tree, and here .* because NEFTune's noise",
+        ),
+    ],
+)
+def test_a_named_backend_is_that_one_or_an_error(make, changes: dict, match: str) -> None:
+    with pytest.raises(RecipeError, match=match):
+        make(changes=changes)
 
 
 def test_evaluation_does_not_depend_on_the_batch_size(make, pairs, tiny_folder) -> None:
