@@ -53,7 +53,8 @@ class TrainerBase(DPOTrainer):
     _train_sums: SumsOverCounts
     _adapter_at_start: dict[str, torch.Tensor]
     _live: dict[str, Any]
-    _tokens_here: int
+    # A tensor on the device once there was a step.
+    _tokens_here: int | torch.Tensor
     _computed_here: int
     _signal: StopOnSignal
 

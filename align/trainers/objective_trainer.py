@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +37,7 @@ from trl.trainer.dpo_config import DPOConfig
 
 from align.errors import RecipeError
 from align.forest.attention import attending
+from align.objectives.refusals import collecting
 from align.policies.quantization import keep_gradients_on_cpu
 from align.reference import START, ConfigOnly, weights_digest
 from align.tokens.vision.pixels import PixelReader
@@ -100,6 +102,8 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         refuse_cut_beginnings(args)
         for given in (train_dataset, eval_dataset):
             refuse_precomputed_streams(args, given)
+        # A loss that is not finite stops the run, and to look for one waits twice for the device.
+        args.logging_nan_inf_filter = False
         # Read by the parts before Trainer sets it.
         self.args = args
         self.objective = self._objective_of(args, objective)
@@ -218,13 +222,16 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         statistics = not training or self._is_logging_step()
         asked = self._frozen_logps(inputs, self.kind)
         policy, output = self._logps(model, inputs, statistics=statistics)
-        read = self._with_coupling(self._inputs(policy, inputs, asked), inputs)
-        result = self.objective(read)
+        with collecting(self._refusals) if training else contextlib.nullcontext():
+            read = self._with_coupling(self._inputs(policy, inputs, asked), inputs)
+            result = self.objective(read)
         sizes: Tensor = inputs["sizes"]
-        index = inputs["row_index"].repeat_interleave(sizes)
-        self._stop_on_bad_loss(result.loss.detach(), index)
+        # With its size known, because to ask for it waits for the device.
+        of_sizes = partial(torch.repeat_interleave, repeats=sizes, output_size=len(result.loss))
+        look = self._see_loss if training else self._stop_on_bad_loss
+        look(result.loss.detach(), of_sizes(inputs["row_index"]))
         counts = inputs.get("counts", torch.ones_like(sizes, dtype=result.loss.dtype))
-        of_each = counts.repeat_interleave(sizes)
+        of_each = of_sizes(counts)
         frozen = read.reference or read.previous
         found = statistics_of(inputs["pack"], output)
         rows = self.kind.values(result, policy, found, frozen, inputs)
@@ -233,7 +240,8 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
             for side in self.kind.sides(policy):
                 side.token.register_hook(self._see_gradient)
             self._train_sums.add({name: (n * counts, d * counts) for name, (n, d) in rows.items()})
-            self._tokens_here += int(inputs["tokens"] @ counts.long())
+            # CUDA has no dot product of whole numbers.
+            self._tokens_here = self._tokens_here + (inputs["tokens"] * counts.long()).sum()
             self._computed_here += inputs["pack"].computed_tokens
             if num_items_in_batch is not None:
                 # DDP averages gradients over ranks, hence the factor.
@@ -287,7 +295,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
     ) -> Tensor:
         """One batch, in as many forward passes as `token_budget` asks for; same gradient."""
-        self._last_rows = inputs["row_index"].tolist()[:8]
+        self._last_rows = inputs["row_index"][:8]
         parts = self._as_many_as_the_others(
             [
                 part | ({"counts": inputs["counts"][part["place"]]} if "counts" in inputs else {})
@@ -298,10 +306,15 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         # whole gradients meanwhile, and DeepSpeed counts its passes itself.
         quiet = isinstance(model, DistributedDataParallel)
         loss = torch.zeros((), device=self.accelerator.device)
+        ends_step = self.accelerator.sync_gradients
         for i, part in enumerate(parts):
-            wait = quiet and i < len(parts) - 1
+            is_last = i == len(parts) - 1
+            # DeepSpeed's engine steps in each backward pass that finds this set.
+            self.accelerator.sync_gradients = ends_step and is_last
             with (
-                self.accelerator.no_sync(model) if wait else contextlib.nullcontext(),
+                contextlib.nullcontext()
+                if is_last or not quiet
+                else self.accelerator.no_sync(model),
                 attending(model, part["pack"].implementation),
             ):
                 loss += super().training_step(model, part, num_items_in_batch)
