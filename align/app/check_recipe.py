@@ -17,6 +17,7 @@ from align.app.diffusion_recipe import default_diffusion_run, load_diffusion_rec
 from align.app.evaluation import check_evaluations
 from align.app.recipe_rows import read_rows
 from align.policies.loading import load_config, load_tokenizer
+from align.policies.precision import refuse_rate_of
 from align.recipe import (
     KINDS,
     Recipe,
@@ -75,13 +76,15 @@ def _run(recipe: Recipe, path: Path, show_example: bool) -> str:
     """The dry run of a recipe that trains once."""
     folder = policy_folder(recipe.model)
     tokenizer = load_tokenizer(recipe.model, folder)
+    config = load_config(recipe.model, folder)
+    refuse_rate_of(recipe.model, recipe.train, folder, config)
     rows = read_rows(recipe, folder, tokenizer)
     known: dict[str, Any] = {
         "train": rows.train,
         "held_out": rows.held_out,
         "report": rows.report,
         "tokenizer": tokenizer,
-        "model_config": load_config(recipe.model, folder),
+        "model_config": config,
         "run_dir": default_run(path, recipe),
         "show_example": show_example,
     }

@@ -20,6 +20,7 @@ from align.app.recipe_rows import RecipeRows, read_rows
 from align.app.train_kind import train_kind_run
 from align.errors import AlignError, RecipeError
 from align.policies.loading import load_config, load_tokenizer
+from align.policies.precision import refuse_rate_of
 from align.policies.start import Start
 from align.publishing.cards import write_model_card
 from align.publishing.hub import push
@@ -133,8 +134,10 @@ def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[st
     state.wait_for_everyone()
     folder = policy_folder(recipe.model)
     tokenizer = load_tokenizer(recipe.model, folder)
-    load_config(recipe.model, folder)
+    config = load_config(recipe.model, folder)
     check_roles(recipe)
+    if state.num_processes == 1:  # several may shard, and keep copies in float32
+        refuse_rate_of(recipe.model, recipe.train, folder, config)
     if state.is_main_process:
         with _recorded(run, kind.name) as about:
             found = read_rows(recipe, folder, tokenizer)

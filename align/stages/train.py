@@ -53,6 +53,12 @@ class TrainRound(StageNode):
     trains: ClassVar[bool] = True
     needs_prompts: ClassVar[bool] = False
 
+    @property
+    def shards(self) -> bool:
+        """Whether the launch shards the weights, of which it then keeps copies in float32."""
+        kind = None if self.launch is None else launch_config(self.launch).get("distributed_type")
+        return kind in ("FSDP", "DEEPSPEED")
+
     def stage(self, workshop: Workshop) -> TrainStage:
         """The stage.
 

@@ -56,6 +56,11 @@ from align.trainers.evaluating import Evaluating
 from align.trainers.guards import StopOnBadWeights, StopOnSignal
 from align.trainers.loading import load_trained
 from align.trainers.metrics import SumsOverCounts, statistics_of
+from align.trainers.precision import (
+    adapter_in_float32,
+    refuse_weights_that_stay,
+    unrounded_adapters,
+)
 from align.trainers.records import Records
 from align.trainers.rows import hidden_images
 from align.trainers.sampling import RowSampling
@@ -134,7 +139,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         self._signal = StopOnSignal()
         no_weights: Any = ConfigOnly(model.config)
         held_out: Any = hidden_images(eval_dataset)
-        with scored_by_us(args):
+        with scored_by_us(args), unrounded_adapters(model):
             super().__init__(
                 model=model,
                 ref_model=no_weights,
@@ -148,6 +153,8 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        adapter_in_float32(self.model)
+        refuse_weights_that_stay(self)
         self.ref_model = None if isinstance(ref_model, str) else ref_model
         self._check_columns()
         self.backend = self._choose_backend()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 READS = ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select")
 UNIQUE = ("_unique", "_unique2", "unique_dim", "unique_consecutive")
@@ -81,7 +82,7 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = function._schema.name.removeprefix("aten::")
-        tensors = [one for one in torch.utils._pytree.tree_leaves(args) if torch.is_tensor(one)]
+        tensors = [one for one in tree_leaves(args) if torch.is_tensor(one)]
         if name.rstrip("_") in PRODUCTS and not all(
             one.is_floating_point() or one.is_complex() for one in tensors
         ):

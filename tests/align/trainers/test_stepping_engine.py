@@ -26,7 +26,7 @@ class Engine:
         calls: how often each was called, `boundaries` with what.
     """
 
-    def __init__(self, trainer: PreferenceTrainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.optimizer: Any = trainer.optimizer.optimizer
         self.boundaries: list[bool] = []

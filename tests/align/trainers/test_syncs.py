@@ -119,12 +119,12 @@ def test_the_watch_sees_what_it_should() -> None:
         values[0].item()
         bool(values.any())
         values.tolist()
-        values[values > 0]
+        values.index_put((values > 0,), values[0])
         whole.repeat_interleave(whole)
         whole.unique()
         torch.equal(values, values)
         values.new_tensor([1.0])
-        whole @ whole
+        torch.dot(whole, whole)
     assert sum(seen.syncs.values()) == 8
     assert sum(seen.products.values()) == 1
 
