@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
 from datasets import Dataset
 from rich.console import RenderableType
 
@@ -50,6 +48,7 @@ from align.stages.evaluate import (
     subject_of,
 )
 from align.stages.policies import policy_folder
+from align.stages.processes import this_process
 from align.stages.trained_rows import rows_for
 from align.stages.training import train_policy
 
@@ -70,8 +69,7 @@ def train_recipe(
         return train_diffusion_recipe(path, overrides, run_path)
     recipe = _loaded(path, overrides)
     run = RunFolder(run_path or default_run(path, recipe))
-    # Several CPU processes find each other only when the CPU is asked for.
-    state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
+    state = this_process(recipe.train.use_cpu, recipe.train.ddp_timeout)
     if state.is_main_process:
         run.claim(resolved_yaml(recipe))
         _refuse_other_code(run, recipe)

@@ -170,6 +170,8 @@ class RoundTraining:
         )
         model = unpatched(trainer.model)
         save_policy(model, workshop.tokenizer, context.output("policy"))
+        # The optimizer's states would lie beside the average.
+        del trainer
         if self.decay is not None:
             self._move_anchor(context, workshop, model, self.decay)
         context.keep("policy", model)

@@ -26,7 +26,8 @@ def folder(tmp_path_factory) -> Path:
 
 def refuse(folder: Path, *, rate: float = 5e-7, train: Any = None, **model: Any) -> None:
     config = AutoModelForCausalLM.from_pretrained(folder).config
-    section = Model(model_name_or_path=str(folder), **({"dtype": "bfloat16"} | model))
+    given: dict[str, Any] = {"dtype": "bfloat16"} | model
+    section = Model(model_name_or_path=str(folder), **given)
     refuse_rate_of(section, Train(learning_rate=rate, **(train or {})), str(folder), config)
 
 
@@ -35,13 +36,14 @@ def test_it_is_known_from_the_files(folder) -> None:
         refuse(folder)
     weights = AutoModelForCausalLM.from_pretrained(folder).parameters()
     assert f"median |w| of {median_magnitude(weights):.3g}," in str(caught.value)
-    for fine in (
+    others: list[dict[str, Any]] = [
         {"rate": 1e-3},
         {"dtype": "float32"},
         {"dtype": "auto"},
         {"use_peft": True},
         {"train": {"optim": "sgd"}},
-    ):
+    ]
+    for fine in others:
         refuse(folder, **fine)
 
 
