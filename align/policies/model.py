@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -62,14 +62,12 @@ class Model(Node):
     bnb_4bit_quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] | None = None
     """Type in which 4-bit weights are stored; FSDP wants that of the other weights."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _quantised_are_computed_in_16_bits(cls, written: Any) -> Any:
-        if not isinstance(written, Mapping) or "dtype" in written:
-            return written
-        found = cast("Mapping[str, Any]", written)
-        is_quantised = found.get("load_in_4bit") or found.get("load_in_8bit")
-        return {**found, "dtype": "bfloat16"} if is_quantised else found
+    @model_validator(mode="after")
+    def _quantised_are_computed_in_16_bits(self) -> Self:
+        if "dtype" not in self.model_fields_set and (self.load_in_4bit or self.load_in_8bit):
+            # A default that hangs on another field; no value was read from it yet.
+            object.__setattr__(self, "dtype", "bfloat16")
+        return self
 
     @property
     def is_world(self) -> bool:

@@ -153,6 +153,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        self._nothing_asked_yet()
         adapter_in_float32(self.model)
         refuse_weights_that_stay(self)
         self.ref_model = None if isinstance(ref_model, str) else ref_model

@@ -32,7 +32,8 @@ passes = []
 
 def of_pairs(found):
     margins = found.predictions[:, 0] - found.predictions[:, 1]
-    return {"pairs": len(margins), "median": float(np.median(margins)), "most": float(margins.max())}
+    summary = {"median": float(np.median(margins)), "most": float(margins.max())}
+    return {"pairs": len(margins), **summary}
 
 
 trainer = PreferenceTrainer(
