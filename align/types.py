@@ -12,7 +12,7 @@ Log-probabilities are in nats. This module imports torch and nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -23,6 +23,10 @@ X = TypeVar("X")
 # Frozen policies beside the one that is trained, by the part they play in an objective; fields of
 # `PairInputs` in its order.
 ROLES = ("reference", "previous", "earlier", "guide", "anchor")
+
+# Fields of `Logps` that take the whole vocabulary at every completion token; only an objective that
+# declares one of them (`vocabulary`) is given it.
+OF_VOCABULARY = ("collision", "divergence")
 
 # The pairs that OPA-DPO makes of one question (arXiv:2501.09695): ground truth over response,
 # revision over response, and each of the two under its picture over itself under a degraded one.
@@ -42,10 +46,16 @@ class Logps:
         token: [B, T] float, log p(y_t | x, y_<t) in nats; what stands where `mask` is False is
             never read.
         mask: [B, T] bool, True on completion tokens, the end-of-turn token included.
+        collision: [B, T] nats, log sum_v p(v | x, y_<t)^2, the log-prob that two draws at that
+            place are one token; without gradient. Of the policy alone.
+        divergence: [B, T] nats, KL(reference || policy) of the distributions over that place's
+            token. Of the policy alone, and with its gradient.
     """
 
     token: Tensor
     mask: Tensor
+    collision: Tensor | None = None
+    divergence: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.token.shape != self.mask.shape or self.token.dim() != 2:
@@ -55,6 +65,13 @@ class Logps:
             )
         if self.mask.dtype != torch.bool:
             raise ValueError(f"Logps.mask must be bool, not {self.mask.dtype}.")
+        for name in OF_VOCABULARY:
+            values = getattr(self, name)
+            if values is not None and values.shape != self.mask.shape:
+                raise ValueError(
+                    f"Logps.{name} has shape {tuple(values.shape)}, the tokens have "
+                    f"{tuple(self.mask.shape)}."
+                )
 
     def total(self) -> Tensor:
         """[B] nats: the sum over completion tokens, in float32 or wider."""
@@ -71,7 +88,8 @@ class Logps:
 
     def detached(self) -> Logps:
         """The same values without gradient."""
-        return Logps(self.token.detach(), self.mask)
+        others = {n: v.detach() for n in OF_VOCABULARY if (v := getattr(self, n)) is not None}
+        return replace(self, token=self.token.detach(), **others)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
     python scripts/mutate_objectives.py            # all of them
     python scripts/mutate_objectives.py copg spo   # those in these files
+    python scripts/mutate_objectives.py groups/dapo
 
 Every fault is an exact text of a file and what stands in its place, planted in a copy of the tree
 in a temporary folder. Only the fast tests of this objective run there, its own file first. Exit
@@ -25,6 +26,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTIVES = Path("align/objectives")
 TESTS = Path("tests/align/objectives")
+GROUP_TESTS = TESTS / "groups"
+EVERY = {TESTS: "test_every_objective.py", GROUP_TESTS: "test_every_group_objective.py"}
 AT_ONCE = 2
 SECONDS = 120.0  # of one fault's tests, at most
 
@@ -44,7 +47,7 @@ class Mutation:
 
     @property
     def objective(self) -> str:
-        return self.tested or self.file
+        return self.tested or Path(self.file).name
 
 
 @dataclass(frozen=True)
@@ -267,8 +270,31 @@ MUTATIONS = (
     Mutation("no clip", "chipo", ".clamp(-self.clip, self.clip)", ""),
     Mutation("whole for a half", "cal_dpo", "0.5 * calibration", "calibration"),
     Mutation("target's sign", "cal_dpo", "rho.rejected + target", "rho.rejected - target"),
-    Mutation("one side's weight", "wpo", "chosen * rejected * dpo.loss", "chosen * dpo.loss"),
-    Mutation("gradient through a weight", "wpo", "chosen.average().detach()", "chosen.average()"),
+    Mutation(
+        "one side's weight",
+        "wpo",
+        "weight.chosen * weight.rejected * dpo.loss",
+        "weight.chosen * dpo.loss",
+    ),
+    Mutation("gradient through a weight", "wpo", "logps.token.detach()", "logps.token"),
+    Mutation("collision added", "wpo", "token - at_least", "token + at_least"),
+    Mutation("never aligned", "wpo", 'if alignment == "sampled":', "if False:"),
+    Mutation("every term weighed", "sum", 'if part.pair_weight == "one" else', "if False else"),
+    Mutation(
+        "divergence's sign",
+        "tdpo",
+        "(far.rejected - still.chosen)",
+        "(still.chosen - far.rejected)",
+    ),
+    Mutation("no gradient stopped", "tdpo", "detached(far.chosen, far.rejected)", "far"),
+    Mutation(
+        "flipped pair as it stands",
+        "tdpo",
+        "still.rejected - far.chosen",
+        "far.rejected - still.chosen",
+    ),
+    Mutation("alpha of tdpo2 unused", "tdpo", '1.0 if self.form == "tdpo1" else self.alpha', "1.0"),
+    Mutation("missing beta", "tdpo", "margin = self.beta * (gap", "margin = 1.0 * (gap"),
     Mutation("the longer length", "ld_dpo", "torch.minimum(", "torch.maximum("),
     Mutation("places count padding", "ld_dpo", "logps.mask.cumsum", "(logps.mask | True).cumsum"),
     Mutation("offset's sign", "odpo", "softplus(offset - margin)", "softplus(-offset - margin)"),
@@ -313,6 +339,276 @@ MUTATIONS = (
     ),
     Mutation("a coupling keeps its gradient", "coupled", "coupling.detach()", "coupling", "bco"),
     Mutation("a part is given another's", "sum", "coupling=shares.get(label)", "coupling=None"),
+    # Over groups of completions
+    Mutation(
+        "leave-one-out is the group's mean",
+        "groups/advantages",
+        "(count / (count - 1).clamp(min=1))[group]",
+        "1.0",
+        "group_relative",
+    ),
+    Mutation(
+        "deviation of a population",
+        "groups/advantages",
+        "count - 1 if self.scale",
+        "count if self.scale",
+        "group_relative",
+    ),
+    Mutation(
+        "scaled where it must not be",
+        "groups/advantages",
+        'if self.scale != "none":',
+        "if True:",
+        "group_relative",
+    ),
+    Mutation(
+        "equal scores compared",
+        "groups/advantages",
+        "torch.where(compares, advantage, 0.0)",
+        "advantage",
+        "group_relative",
+    ),
+    Mutation(
+        "KL's sign",
+        "groups/advantages",
+        "gain - self.kl_beta * kl",
+        "gain + self.kl_beta * kl",
+        "group_relative",
+    ),
+    Mutation(
+        "KL to the sampler",
+        "groups/advantages",
+        "k3(inputs.policy, present(inputs.reference))",
+        "k3(inputs.policy, present(inputs.previous))",
+        "group_relative",
+    ),
+    Mutation(
+        "loss to be maximised",
+        "groups/advantages",
+        "loss=-token_sum",
+        "loss=token_sum",
+        "group_relative",
+    ),
+    Mutation(
+        "tokens of each completion",
+        "groups/token_mean",
+        "measured.mean(dim=0, keepdim=True).expand(len(measured), 1)",
+        "measured",
+        "dapo",
+    ),
+    Mutation(
+        "worst of both for the best",
+        "groups/tokens",
+        "torch.minimum(kept",
+        "torch.maximum(kept",
+        "group_relative",
+    ),
+    Mutation(
+        "largest ratio unused",
+        "groups/tokens",
+        "u if largest is None else u.clamp(max=largest)",
+        "u",
+        "dapo",
+    ),
+    Mutation(
+        "the clip's sides mixed up",
+        "groups/tokens",
+        "u.clamp(1 - low, 1 + high) * advantage",
+        "u.clamp(1 - high, 1 + low) * advantage",
+        "dapo",
+    ),
+    Mutation(
+        "stopped counted on the wrong side",
+        "groups/tokens",
+        "(advantage * (u - u.clamp(1 - low, 1 + high)) > 0)",
+        "(advantage * (u - u.clamp(1 - low, 1 + high)) < 0)",
+        "dapo",
+    ),
+    Mutation(
+        "sum for a mean",
+        "groups/tokens",
+        "token_sum(logratio, policy.mask) / policy.lengths()",
+        "token_sum(logratio, policy.mask)",
+        "gspo",
+    ),
+    Mutation(
+        "upper clip unused",
+        "groups/group_relative",
+        "self.clip if self.clip_high is None else self.clip_high",
+        "self.clip",
+    ),
+    Mutation("largest ratio unused", "groups/group_relative", ", self.largest_ratio)", ")"),
+    Mutation(
+        "mean of each completion",
+        "groups/dapo",
+        "self.mean_tokens(inputs)",
+        "inputs.policy.lengths()",
+    ),
+    Mutation(
+        "one clip for both sides",
+        "groups/dapo",
+        "clipped_gain(value, u, self.clip_low, self.clip_high",
+        "clipped_gain(value, u, self.clip_low, self.clip_low",
+    ),
+    Mutation("largest ratio unused", "groups/dapo", ", self.largest_ratio)", ")"),
+    Mutation(
+        "the ratio keeps its gradient",
+        "groups/cispo",
+        "present(inputs.previous))).detach()",
+        "present(inputs.previous)))",
+    ),
+    Mutation(
+        "nothing is cut", "groups/cispo", "u.clamp(max=self.largest_ratio)", "u.clamp(max=1e9)"
+    ),
+    Mutation("cut from below", "groups/cispo", "u.clamp(max=self", "u.clamp(min=self"),
+    Mutation(
+        "mean of each completion",
+        "groups/cispo",
+        "self.mean_tokens(inputs)",
+        "inputs.policy.lengths()",
+    ),
+    Mutation("advantage unused", "groups/cispo", "cut * advantages.value[:, None] *", "cut *"),
+    Mutation("temperatures mixed up", "groups/sapo", "(value > 0).long()", "(value < 0).long()"),
+    Mutation("gate not centred", "groups/sapo", "tau * (u - 1)", "tau * u"),
+    Mutation("gate not normalised", "groups/sapo", "4 / tau * torch", "4 * torch"),
+    Mutation(
+        "tokens of the step",
+        "groups/sapo",
+        "inputs.policy.lengths(), advantages",
+        "1.0, advantages",
+    ),
+    Mutation(
+        "one clip for both sides",
+        "groups/gspo",
+        "self.clip_low, self.clip_high, self.largest_ratio",
+        "self.clip_low, self.clip_low, self.largest_ratio",
+    ),
+    Mutation(
+        "times length",
+        "groups/gspo",
+        "policy.lengths(),\n            advantages",
+        "1.0,\n            advantages",
+    ),
+    Mutation("largest ratio unused", "groups/gspo", ", self.largest_ratio)", ")"),
+    Mutation(
+        "no length",
+        "groups/luspo",
+        "expand_as(policy.mask), 1.0, adv",
+        "expand_as(policy.mask), policy.lengths(), adv",
+    ),
+    Mutation(
+        "the clip's sides mixed up",
+        "groups/luspo",
+        "self.clip_low, self.clip_high, self.largest_ratio",
+        "self.clip_high, self.clip_low, self.largest_ratio",
+    ),
+    Mutation(
+        "clip after the mean",
+        "groups/gmpo",
+        "ratio(mean_logratio(kept, policy))",
+        "ratio(mean_logratio(logratio, policy).clamp(-self.clip_low, self.clip_high))",
+    ),
+    Mutation(
+        "sides mixed up",
+        "groups/gmpo",
+        "advantages.value[:, None] > 0",
+        "advantages.value[:, None] < 0",
+    ),
+    Mutation(
+        "both sides cut",
+        "groups/gmpo",
+        "logratio.clamp(max=self.clip_high)",
+        "logratio.clamp(-self.clip_low, self.clip_high)",
+    ),
+    Mutation(
+        "the weight keeps its gradient",
+        "groups/vespo",
+        "present(inputs.previous)).detach()",
+        "present(inputs.previous))",
+    ),
+    Mutation("sides mixed up", "groups/vespo", "(advantage >= 0).long()", "(advantage < 0).long()"),
+    Mutation("not 1 on-policy", "groups/vespo", "rate * (1 - log_w.exp())", "rate * -log_w.exp()"),
+    Mutation(
+        "far ratios uncut", "groups/vespo", ".clamp(LEAST_LOG_RATIO, LARGEST_LOG_RATIO)\n", "\n"
+    ),
+    Mutation(
+        "far tokens uncut",
+        "groups/vespo",
+        "logratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)",
+        "logratio",
+    ),
+    Mutation(
+        "mean of each completion",
+        "groups/vespo",
+        "self.mean_tokens(inputs)",
+        "inputs.policy.lengths()",
+    ),
+    Mutation(
+        "the own return in the baseline",
+        "groups/rloo",
+        "[inputs.group] - returns",
+        "[inputs.group]",
+    ),
+    Mutation(
+        "KL's sign", "groups/rloo", "returns - self.kl_beta * kl", "returns + self.kl_beta * kl"
+    ),
+    Mutation(
+        "one alone is compared",
+        "groups/rloo",
+        "torch.where(count > 1, returns",
+        "torch.where(count > 0, returns",
+    ),
+    Mutation(
+        "one clip for both sides",
+        "groups/rloo",
+        "clipped_gain(advantage, w, self.clip_low, self.clip_high)",
+        "clipped_gain(advantage, w, self.clip_low, self.clip_low)",
+    ),
+    Mutation(
+        "KL of the policy as it is",
+        "groups/rloo",
+        "token_logratio(previous, present(inputs.reference))",
+        "token_logratio(inputs.policy, present(inputs.reference)).detach()",
+    ),
+    Mutation(
+        "reward so far for reward to go",
+        "groups/reinforce_pp",
+        "reward.flip(1).cumsum(dim=1).flip(1)",
+        "reward.cumsum(dim=1)",
+    ),
+    Mutation(
+        "KL's sign",
+        "groups/reinforce_pp",
+        "reward - self.kl_beta * kl",
+        "reward + self.kl_beta * kl",
+    ),
+    Mutation(
+        "mean over completions",
+        "groups/reinforce_pp",
+        "(lengths * means).sum() / lengths.sum()",
+        "means.mean()",
+    ),
+    Mutation(
+        "spread within completions alone",
+        "groups/reinforce_pp",
+        "squares + lengths * (means - mean) ** 2",
+        "squares",
+    ),
+    Mutation(
+        "not centred",
+        "groups/reinforce_pp",
+        "self.returns(inputs) - mean[:, None]",
+        "self.returns(inputs)",
+    ),
+    Mutation(
+        "baseline unused", "groups/reinforce_pp", 'if self.baseline == "group_mean":', "if False:"
+    ),
+    Mutation(
+        "mean of each completion",
+        "groups/reinforce_pp",
+        "token_sum(gain, mask) / mean_tokens",
+        "token_sum(gain, mask) / lengths",
+    ),
     # What they share
     Mutation(
         "a role keeps its gradient", "checks", "logps.chosen.detached()", "logps.chosen", "dpo"
@@ -371,13 +667,21 @@ def run(tree: Path, arguments: Sequence[str]) -> subprocess.CompletedProcess[str
     )
 
 
+def room_of(objective: str) -> Path:
+    """Where the tests of an objective lie: over pairs, or over groups."""
+    over_groups = (ROOT / GROUP_TESTS / f"test_{objective}.py").exists()
+    return GROUP_TESTS if over_groups else TESTS
+
+
 def tests_of(objectives: Sequence[str]) -> list[str]:
     """Arguments for pytest: each one's own file, then what every objective has to do."""
-    own = [str(TESTS / f"test_{name}.py") for name in objectives]
+    rooms = {name: room_of(name) for name in objectives}
+    own = [str(room / f"test_{name}.py") for name, room in rooms.items()]
+    every = sorted({str(room / EVERY[room]) for room in rooms.values()})
     # The names of the free tests hold the objective's, those of a file that of the file.
     chosen = " or ".join(f"test_{name} or {name}" for name in objectives)
     options = ["-x", "-q", "-n0", "-p", "no:cacheprovider", "--tb=no", "-rfE"]
-    return ["-m", "pytest", *options, *own, str(TESTS / "test_every_objective.py"), "-k", chosen]
+    return ["-m", "pytest", *options, *own, *every, "-k", chosen]
 
 
 def tried(mutation: Mutation) -> Outcome:
@@ -414,7 +718,7 @@ def rows(outcomes: Sequence[Outcome]) -> Iterator[str]:
     for outcome in outcomes:
         mutation = outcome.mutation
         verdict = "killed" if outcome.killed else "SURVIVED"
-        yield f"{mutation.file:8} {mutation.name:38} {verdict:9} {outcome.by}"
+        yield f"{mutation.file:21} {mutation.name:38} {verdict:9} {outcome.by}"
 
 
 def main(names: Sequence[str]) -> int:

@@ -15,7 +15,9 @@ Parameters are counted on a model built on torch's meta device. The estimates, i
                  once; at most the token budget, unless one is longer. A model that cannot share
                  prompts computes each one for every completion, and padding
 
-Frozen roles are scored before training and cached, so they take no memory beside the policy.
+Frozen roles are scored before training and cached, so they take no memory beside the policy. The
+exception is a reference whose whole distributions an objective compares with the policy's, unless
+it is the policy without what its adapter has learned.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +45,7 @@ from transformers import (
 from align.forest.head import CHUNK
 from align.policies.loading import reads_images
 from align.recipe import KindRecipe, Recipe, Train
+from align.reference import START
 from align.stages.training import adapter_of
 from align.tokens.tokenized_pair import TokenizedPair
 
@@ -252,7 +255,14 @@ def estimate_memory(
 ) -> Memory:
     """Bytes that training takes on one device; the module's docstring holds the formulas."""
     sizes = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
-    return training_memory(recipe, batch_tokens(recipe, sizes), parameters, model_config)
+    memory = training_memory(recipe, batch_tokens(recipe, sizes), parameters, model_config)
+    if "divergence" not in recipe.objective.vocabulary:
+        return memory
+    if recipe.model.use_peft and recipe.roles.given.get("reference", START) == START:
+        return memory
+    # A second model, whose distributions are compared with the policy's.
+    second = (parameters.total - parameters.adapter) * loaded_width(recipe, model_config)
+    return replace(memory, weights=memory.weights + second)
 
 
 def batch_tokens(recipe: Recipe, sizes: Sequence[int]) -> int:

@@ -77,6 +77,8 @@ def _prompts(recipe: Recipe, tokenizer: Any, n: int) -> list[Prompt]:
         found = [
             Prompt(prompt=pair.prompt, images=pair.images, source=pair.source, row=pair.row)
             for pair in known.values()
+            # Prompts show pictures before the words of their first user turn.
+            if pair.image_places is None
         ]
     elif recipe.prompts is not None:
         found = PromptSource(recipe.prompts, recipe.data).of_round(1)

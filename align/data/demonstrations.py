@@ -79,7 +79,7 @@ def _demonstration(
     if isinstance(prompt, str) != isinstance(completion, str):
         raise RowProblem("wrong_type", "completion", "one of prompt and completion is messages")
     if reading.placeholders:
-        raise RowProblem("unsupported_content", reading.placeholders[0], "a picture")
+        raise RowProblem("unsupported_content", reading.placeholders[0].at, "a picture")
     reading.report.ignore_columns([key for key in row if key not in READ])
     other = _STAND_INS[0] if _content(completion) != _STAND_INS[0] else _STAND_INS[1]
     rejected: Text = other

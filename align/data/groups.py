@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from align.data.messages import Text
 from align.data.problems import RowProblem
 from align.data.records import Record
+from align.data.row_policy import OnEmpty
 from align.data.texts import check_texts
 
 
@@ -59,13 +60,17 @@ class CompletionGroup(Record):
         return self.finished or (True,) * len(self.completions)
 
 
-def check_group(group: CompletionGroup) -> None:
+def check_group(group: CompletionGroup, on_empty: OnEmpty = "drop") -> None:
     """Raise the first thing that is wrong with the texts of `group`, or with what is beside them.
+
+    Args:
+        group: the row.
+        on_empty: as in `RowPolicy`.
 
     Raises:
         RowProblem: as `check_texts`, or `bad_score`.
     """
-    check_texts(group.prompt, group.named())
+    check_texts(group.prompt, group.named(), on_empty=on_empty)
     beside = ("scores", "labels", "advantages", "token_advantages", "token_weights", "finished")
     for name in beside:
         values = getattr(group, name)

@@ -8,6 +8,7 @@ from align.data.images import Degraded, ImageRef
 from align.data.messages import Text
 from align.data.problems import RowProblem
 from align.data.records import Record, content_id
+from align.data.row_policy import OnEmpty
 from align.data.texts import check_texts
 
 
@@ -34,7 +35,10 @@ class PreferencePair(Record):
             trained on, and a tokenizer that does not read them as the texts is refused.
         chosen_ids: the end token included, where the side has one.
         rejected_ids: the same for the other side.
-        images: what the prompt shows, before the words of its first user turn.
+        images: what the prompt shows.
+        image_places: where each of them stands: number of the prompt's message from 0, and
+            characters of its content before the picture. None means before the words of the first
+            user turn.
         rejected_images: what it shows on the rejected side, where that is something else; both
             completions may then be the same.
         pair_kind: which of the pairs of one question this is; OPA-DPO's loss depends on it.
@@ -58,6 +62,7 @@ class PreferencePair(Record):
     chosen_ids: tuple[int, ...] | None = None
     rejected_ids: tuple[int, ...] | None = None
     images: tuple[ImageRef, ...] | None = None
+    image_places: tuple[tuple[int, int], ...] | None = None
     rejected_images: tuple[ImageRef, ...] | Degraded | None = None
     pair_kind: str | None = None
     group_id: str | None = None
@@ -76,9 +81,19 @@ class PreferencePair(Record):
             raise ValueError("rejected_images without images")
         if self.images == () or other == ():
             raise ValueError("images and rejected_images are left out where there are none")
+        if self.image_places is not None:
+            self._check_places(self.image_places)
         if isinstance(other, tuple) and len(other) != len(self.images or ()):
             raise ValueError("rejected_images must be as many as images: both share the prompt")
         return self
+
+    def _check_places(self, places: tuple[tuple[int, int], ...]) -> None:
+        if len(places) != len(self.images or ()) or list(places) != sorted(places):
+            raise ValueError("image_places must say of each of images where it stands, in order")
+        prompt = () if isinstance(self.prompt, str) else self.prompt
+        for message, offset in places:
+            if not (0 <= message < len(prompt) and 0 <= offset <= len(prompt[message].content)):
+                raise ValueError(f"image_places: ({message}, {offset}) is outside of the prompt")
 
     @property
     def is_conversational(self) -> bool:
@@ -100,19 +115,34 @@ _LATER = (
     "chosen_ids",
     "rejected_ids",
     "images",
+    "image_places",
     "rejected_images",
     "pair_kind",
 )
 
 
-def check_pair(pair: PreferencePair) -> None:
+def _pictured(pair: PreferencePair) -> set[int]:
+    """Numbers of the prompt's messages that show a picture."""
+    if pair.images is None or isinstance(pair.prompt, str):
+        return set()
+    if pair.image_places is not None:
+        return {message for message, _ in pair.image_places}
+    return {next((i for i, turn in enumerate(pair.prompt) if turn.role == "user"), 0)}
+
+
+def check_pair(pair: PreferencePair, on_empty: OnEmpty = "drop") -> None:
     """Raise the first thing that is wrong with the text of `pair`.
+
+    Args:
+        pair: the row.
+        on_empty: as in `RowPolicy`.
 
     Raises:
         RowProblem: `bad_unicode`, `wrong_roles`, `empty_prompt`, `empty_completion`, `equal` or
             `bad_score`.
     """
-    check_texts(pair.prompt, {"chosen": pair.chosen, "rejected": pair.rejected})
+    sides = {"chosen": pair.chosen, "rejected": pair.rejected}
+    check_texts(pair.prompt, sides, _pictured(pair), on_empty)
     if pair.chosen == pair.rejected and pair.rejected_images is None:
         raise RowProblem("equal", "rejected", "the same text as chosen")
     if (pair.chosen_score is None) != (pair.rejected_score is None):

@@ -107,6 +107,9 @@ def prompt_of_row(
         except DataError:
             detail = "no column prompt, and no preference pair to take one from"
             raise RowProblem("missing_field", "prompt", detail) from None
+        if pairs[0].image_places is not None:
+            detail = "prompts show pictures before the words of their first user turn"
+            raise RowProblem("unsupported_content", "image_places", detail)
         return pairs[0].prompt
     value: Any = row["prompt"]
     try:

@@ -22,6 +22,8 @@ SWITCHES: dict[str, str] = {
     "swapped_duplicate": "on_swapped_duplicate",
 }
 
+OnEmpty = Literal["drop", "keep_prompt", "error"]
+
 
 class RowPolicy(BaseModel):
     """What to do with rows that cannot be used as they are; part of the recipe's data section.
@@ -35,7 +37,8 @@ class RowPolicy(BaseModel):
             "cut_completion" takes them from the right, so that side has no end token left.
         min_completion_tokens: a completion that a cut leaves shorter than this is too long.
         on_equal: chosen and rejected the same, as text or as tokens.
-        on_empty: an empty prompt, turn or completion.
+        on_empty: an empty prompt, turn or completion. "keep_prompt" is for trainers in scripts:
+            plain pairs and groups without a prompt stay, from the first predicted token on.
         on_wrong_roles: roles that make no question-and-answer.
         on_bad_unicode: "replace" puts U+FFFD where a lone surrogate stood.
         on_control_tokens: "split" encodes a special token's spelling as ordinary tokens; "keep"
@@ -51,7 +54,7 @@ class RowPolicy(BaseModel):
     on_too_long: Literal["drop", "cut_prompt", "cut_completion", "error"] = "drop"
     min_completion_tokens: int = Field(default=1, ge=1)
     on_equal: Literal["drop", "error"] = "drop"
-    on_empty: Literal["drop", "error"] = "drop"
+    on_empty: OnEmpty = "drop"
     on_wrong_roles: Literal["drop", "error"] = "drop"
     on_bad_unicode: Literal["drop", "replace", "error"] = "drop"
     on_control_tokens: Literal["split", "keep", "drop", "error"] = "split"

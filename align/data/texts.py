@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from align.data.messages import LONE_SURROGATE, Text
 from align.data.problems import RowProblem
+from align.data.row_policy import OnEmpty
 
 
-def check_texts(prompt: Text, completions: Mapping[str, Text]) -> None:
+def check_texts(
+    prompt: Text,
+    completions: Mapping[str, Text],
+    pictured: Container[int] = (),
+    on_empty: OnEmpty = "drop",
+) -> None:
     """Raise the first thing that is wrong with a row's texts.
 
     Args:
         prompt: what every completion continues.
         completions: each by what errors call it.
+        pictured: numbers of the prompt's messages that show a picture, which may say nothing else.
+        on_empty: as in `RowPolicy`.
 
     Raises:
         RowProblem: `bad_unicode`, `wrong_roles`, `empty_prompt` or `empty_completion`.
     """
     _check_unicode(prompt, "prompt")
-    _check_prompt(prompt)
+    _check_prompt(prompt, pictured, on_empty)
     for at, completion in completions.items():
         _check_unicode(completion, at)
         _check_completion(completion, at)
@@ -39,9 +47,9 @@ def _check_unicode(text: Text, at: str) -> None:
             )
 
 
-def _check_prompt(prompt: Text) -> None:
+def _check_prompt(prompt: Text, pictured: Container[int], on_empty: OnEmpty) -> None:
     if isinstance(prompt, str):
-        if not prompt.strip():
+        if not prompt.strip() and on_empty != "keep_prompt":
             raise RowProblem("empty_prompt", "prompt", f"{len(prompt)} characters, all white space")
         return
     if not prompt:
@@ -49,7 +57,8 @@ def _check_prompt(prompt: Text) -> None:
     for i, message in enumerate(prompt):
         if message.role == "system" and i > 0:
             raise RowProblem("wrong_roles", f"prompt[{i}].role", "a system turn that is not first")
-        if message.role in ("user", "assistant") and not message.content.strip():
+        silent = not message.content.strip() and i not in pictured
+        if message.role in ("user", "assistant") and silent:
             raise RowProblem("empty_prompt", f"prompt[{i}].content", f"empty {message.role} turn")
     if prompt[-1].role not in ("user", "tool"):
         raise RowProblem(

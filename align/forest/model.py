@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 from transformers.utils.generic import ModelOutput
 
-from align.forest.head import EdgeLogps, EdgeStatistics, edge_logps, head_of
+from align.forest.head import EdgeLogps, EdgeValues, edge_logps, edge_values
+from align.forest.lm_head import Predictions, head_of
 from align.forest.pack import Pack
 
 
@@ -26,6 +27,9 @@ class EdgeOutput(ModelOutput):
         entropy: [E] nats, when statistics were asked for.
         mean_logits: [E], likewise.
         is_top1: [E], likewise.
+        collision: [E] nats, log sum_v p(v)^2, when asked for.
+        divergence: [E] nats, KL(reference || policy), when predictions of a reference were given.
+        hidden: [E, d], the states that predict the edges, when asked for.
         aux_loss: load-balancing loss of a mixture of experts, when asked for.
     """
 
@@ -33,6 +37,9 @@ class EdgeOutput(ModelOutput):
     entropy: Tensor | None = None
     mean_logits: Tensor | None = None
     is_top1: Tensor | None = None
+    collision: Tensor | None = None
+    divergence: Tensor | None = None
+    hidden: Tensor | None = None
     aux_loss: Tensor | None = None
 
 
@@ -44,7 +51,8 @@ def add_edge_head(model: nn.Module, score: EdgeLogps = edge_logps) -> None:
 
     Args:
         model: a transformers causal language model, not a wrapper.
-        score: what computes the log-probs from hidden states.
+        score: what computes the log-probs from hidden states; what is asked of the whole
+            vocabulary is computed by `edge_values` in its place.
     """
     original = model.forward
     if getattr(original, "reads_packs", False):
@@ -53,7 +61,14 @@ def add_edge_head(model: nn.Module, score: EdgeLogps = edge_logps) -> None:
     # `generate` checks its arguments against the class's signature.
     @functools.wraps(type(model).forward)
     def forward(
-        self: Any, *args: Any, pack: Pack | None = None, statistics: bool = False, **inputs: Any
+        self: Any,
+        *args: Any,
+        pack: Pack | None = None,
+        statistics: bool = False,
+        collision: bool = False,
+        reference: Predictions | None = None,
+        hidden: bool = False,
+        **inputs: Any,
     ) -> Any:
         if pack is None:
             return original(*args, **inputs)
@@ -64,9 +79,27 @@ def add_edge_head(model: nn.Module, score: EdgeLogps = edge_logps) -> None:
         # Prompt-learning adapters put virtual tokens in front of the rows' own.
         states = states[:, -pack.input_ids.shape[1] :].reshape(-1, states.shape[-1])
         predictor = pack.predictor.to(states.device)
-        logps, extra = score(states[predictor], pack.target, head_of(self), statistics)
-        stats: Any = vars(extra) if isinstance(extra, EdgeStatistics) else {}
-        return EdgeOutput(logps=logps, **stats, aux_loss=_aux_loss(self, body, pack, inputs))
+        at_edges, head = states[predictor], head_of(self)
+        if collision or reference is not None:
+            found = edge_values(
+                at_edges,
+                pack.target,
+                head,
+                statistics=statistics,
+                collision=collision,
+                reference=reference,
+            )
+        else:
+            found = EdgeValues(*score(at_edges, pack.target, head, statistics))
+        stats: Any = {} if found.statistics is None else vars(found.statistics)
+        return EdgeOutput(
+            logps=found.logps,
+            collision=found.collision,
+            divergence=found.divergence,
+            hidden=at_edges if hidden else None,
+            **stats,
+            aux_loss=_aux_loss(self, body, pack, inputs),
+        )
 
     bound: Any = types.MethodType(forward, model)
     forward.reads_packs = True  # type: ignore[attr-defined]
@@ -78,6 +111,9 @@ def read_pack(
     pack: Pack,
     *,
     statistics: bool = False,
+    collision: bool = False,
+    reference: Predictions | None = None,
+    hidden: bool = False,
     router_logits: bool = False,
     pictures: Mapping[str, Tensor] | None = None,
 ) -> EdgeOutput:
@@ -87,6 +123,9 @@ def read_pack(
         model: a model with an edge head, or a wrapper around one.
         pack: on the model's device.
         statistics: whether to compute entropy, mean logit and top-1 at the edges.
+        collision: whether to compute log sum_v p(v)^2 at the edges.
+        reference: what the divergence at the edges is from, predicted over this pack.
+        hidden: whether to return the states that predict the edges.
         router_logits: whether to compute the load-balancing loss of a mixture of experts.
         pictures: what a vision-language model reads of them, for padded rows.
     """
@@ -96,8 +135,11 @@ def read_pack(
         inputs["attention_mask"] = pack.attention_mask
     else:
         inputs |= {"position_ids": pack.position_ids, "tree": pack.tree}
-    if statistics:
-        inputs["statistics"] = True
+    inputs |= {"statistics": True} if statistics else {}
+    inputs |= {"collision": True} if collision else {}
+    inputs |= {"hidden": True} if hidden else {}
+    if reference is not None:
+        inputs["reference"] = reference
     if router_logits:
         inputs["output_router_logits"] = True
     return model(**inputs)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from align.types import Logps
 
 # Any token does: right of a row, nothing that is scored looks at it.
 PAD_ID = 0
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +62,27 @@ class Pack:
         """Slots that the model computes, padding included."""
         return self.input_ids.numel()
 
-    def rows(self, start: int, stop: int, edge: Tensor) -> Logps:
+    def rows(
+        self, start: int, stop: int, edge: Tensor, beside: Mapping[str, Tensor] = NOTHING
+    ) -> Logps:
         """Values at the edges, [E], as those of rows [start, stop): [stop - start, T].
 
         The gradient of a shared edge is the sum over the rows that share it.
+
+        Args:
+            start: the first row.
+            stop: the row behind the last one.
+            edge: what stands in `token`.
+            beside: what stands in further fields of `Logps`, by their names, [E] each.
         """
         width = max(self.lengths[start:stop], default=0)
         index, mask = self.index[start:stop, :width], self.mask[start:stop, :width]
-        return Logps(edge[index].masked_fill(~mask, 0.0), mask)
+
+        def of_rows(values: Tensor) -> Tensor:
+            return values.to(index.device)[index].masked_fill(~mask, 0.0)
+
+        others = {name: of_rows(values) for name, values in beside.items()}
+        return Logps(of_rows(edge), mask, **others)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Pack:
         """On another device."""

@@ -42,17 +42,26 @@ from align.objectives.exo import EXO
 from align.objectives.groups.anchored_zero_unpaired import AnchoredZeroUnpaired
 from align.objectives.groups.base import GroupObjective
 from align.objectives.groups.bco_unpaired import BCOUnpaired
+from align.objectives.groups.cispo import CISPO
 from align.objectives.groups.copg_group import CoPGGroup
+from align.objectives.groups.dapo import DAPO
 from align.objectives.groups.direct_advantage import DirectAdvantage
 from align.objectives.groups.gepo import GEPO
+from align.objectives.groups.gmpo import GMPO
 from align.objectives.groups.group_relative import GroupRelative
+from align.objectives.groups.gspo import GSPO
 from align.objectives.groups.kto import KTO
 from align.objectives.groups.lipo import LiPO
+from align.objectives.groups.luspo import LUSPO
 from align.objectives.groups.nft import NFT
 from align.objectives.groups.plackett_luce import PlackettLuce
+from align.objectives.groups.reinforce_pp import ReinforcePP
 from align.objectives.groups.remax import ReMax
+from align.objectives.groups.rloo import RLOO
 from align.objectives.groups.rto import RTO
+from align.objectives.groups.sapo import SAPO
 from align.objectives.groups.trpa import TRPA
+from align.objectives.groups.vespo import VESPO
 from align.objectives.hinge import Hinge
 from align.objectives.inpo import INPO
 from align.objectives.ipo import IPO
@@ -72,6 +81,7 @@ from align.objectives.slic import SLiC
 from align.objectives.spo import SPO
 from align.objectives.sppo import SPPO
 from align.objectives.sum import Part, Sum
+from align.objectives.tdpo import TDPO
 from align.objectives.tgdpo import TGDPO
 from align.objectives.wpo import WPO
 
@@ -113,6 +123,7 @@ AnyObjective = Annotated[
     | SPO
     | SPPO
     | Sum
+    | TDPO
     | TGDPO
     | WPO,
     Field(discriminator="name"),
@@ -121,17 +132,26 @@ AnyObjective = Annotated[
 AnyGroupObjective = Annotated[
     AnchoredZeroUnpaired
     | BCOUnpaired
+    | CISPO
     | CoPGGroup
+    | DAPO
     | DirectAdvantage
     | GEPO
+    | GMPO
     | GroupRelative
+    | GSPO
     | KTO
     | LiPO
+    | LUSPO
     | NFT
     | PlackettLuce
+    | ReinforcePP
     | ReMax
+    | RLOO
     | RTO
-    | TRPA,
+    | SAPO
+    | TRPA
+    | VESPO,
     Field(discriminator="name"),
 ]
 
@@ -236,15 +256,20 @@ __all__ = [
     "APO",
     "BCO",
     "CDPO",
+    "CISPO",
     "CPO",
+    "DAPO",
     "DPO",
     "DPOP",
     "EXO",
     "GEPO",
+    "GMPO",
+    "GSPO",
     "INPO",
     "IPO",
     "KTO",
     "LDDPO",
+    "LUSPO",
     "NCA",
     "NFT",
     "ODPO",
@@ -254,12 +279,16 @@ __all__ = [
     "RDPO",
     "REBEL",
     "REFUEL",
+    "RLOO",
     "RPO",
     "RTO",
+    "SAPO",
     "SPO",
     "SPPO",
+    "TDPO",
     "TGDPO",
     "TRPA",
+    "VESPO",
     "WPO",
     "AOTUnpaired",
     "AlphaPO",
@@ -287,6 +316,7 @@ __all__ = [
     "Objective",
     "PlackettLuce",
     "ReMax",
+    "ReinforcePP",
     "SLiC",
     "SimPO",
     "Sum",

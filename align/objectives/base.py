@@ -32,12 +32,15 @@ class Formula(
             needs or accepts depend on its fields makes them a property.
         accepts: optional fields that it honours when they are there.
         scores_are_win_rates: where `score` is read, it must lie in [0, 1].
+        vocabulary: which of the policy's `OF_VOCABULARY` fields it cannot do without: `collision`,
+            `divergence`. They are computed for formulas that say so, and for no others.
     """
 
     name: str
     needs: ClassVar[frozenset[str]]
     accepts: ClassVar[frozenset[str]] = frozenset()
     scores_are_win_rates: ClassVar[bool] = False
+    vocabulary: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +60,7 @@ class Objective(Formula, frozen=True):
         """The unreduced loss of B pairs, in float32 or wider.
 
         Raises:
-            RecipeError: a needed role is missing.
+            RecipeError: a needed role is missing, or what is needed of the whole vocabulary.
             DataError: a needed column is missing, one that is not accepted is there, or a shape or
                 value of what the formula reads is not what `PairInputs` says.
         """
@@ -69,7 +72,12 @@ class Objective(Formula, frozen=True):
             RecipeError, DataError: as `__call__` says.
         """
         return check_inputs(
-            inputs, self.name, self.needs, self.accepts, win_rates=self.scores_are_win_rates
+            inputs,
+            self.name,
+            self.needs,
+            self.accepts,
+            win_rates=self.scores_are_win_rates,
+            vocabulary=self.vocabulary,
         )
 
 

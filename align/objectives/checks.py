@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from align.errors import AlignError, DataError, RecipeError
 from align.objectives.refusals import refuse
-from align.types import PAIR_KINDS, ROLES, Logps, Pair, PairInputs, at_least_float32
+from align.types import (
+    OF_VOCABULARY,
+    PAIR_KINDS,
+    ROLES,
+    Logps,
+    Pair,
+    PairInputs,
+    at_least_float32,
+)
 
 SIDES = ("chosen", "rejected")
 COLUMNS = ("score", "preference", "token_weight", "pair_kind")
@@ -20,6 +30,7 @@ def check_inputs(
     accepts: frozenset[str],
     *,
     win_rates: bool,
+    vocabulary: frozenset[str] = frozenset(),
 ) -> PairInputs:
     """What the objective of this name reads of `inputs`, without gradient but for `policy`.
 
@@ -32,9 +43,10 @@ def check_inputs(
         needs: fields that must be there.
         accepts: further fields that are read where they are there.
         win_rates: `score` must lie in [0, 1].
+        vocabulary: fields of the policy's `Logps` that must be there.
 
     Raises:
-        RecipeError: a needed role is missing.
+        RecipeError: a needed role is missing, or a field of the policy's.
         DataError: anything else that is missing, not accepted, or wrong in shape or value.
     """
     for field in (*ROLES, *COLUMNS):
@@ -47,6 +59,10 @@ def check_inputs(
                 "it: leave that column out, or choose an objective that accepts it."
             )
     _check_policy(inputs.policy)
+    policy = Pair(
+        with_vocabulary(inputs.policy.chosen, objective, vocabulary),
+        with_vocabulary(inputs.policy.rejected, objective, vocabulary),
+    )
     read = {
         field: getattr(inputs, field)
         for field in needs | accepts
@@ -62,7 +78,31 @@ def check_inputs(
         read["token_weight"] = _token_weight(read["token_weight"], inputs.policy)
     if "pair_kind" in read:
         read["pair_kind"] = _pair_kind(read["pair_kind"], inputs.policy)
-    return PairInputs(policy=inputs.policy, **read)
+    return PairInputs(policy=policy, **read)
+
+
+def with_vocabulary(policy: Logps, objective: str, declared: frozenset[str]) -> Logps:
+    """The policy's log-probs with those fields of the whole vocabulary that are declared.
+
+    Raises:
+        RecipeError: one of them is missing, or there is none of that name.
+    """
+    if unknown := declared - {*OF_VOCABULARY}:
+        raise RecipeError(
+            f"Objective `{objective}`: `vocabulary` names {', '.join(sorted(unknown))}; there are "
+            f"{' and '.join(OF_VOCABULARY)}."
+        )
+    for name in sorted(declared):
+        if getattr(policy, name) is None:
+            raise RecipeError(
+                f"Objective `{objective}` needs `{name}` of the policy's log-probs, which takes "
+                "the whole vocabulary at every completion token, but it was not computed: the "
+                "trainers of align.trainers compute what an objective's `vocabulary` names; "
+                f"log-probs of your own must bring it as Logps(..., {name}=...)."
+            )
+    if "collision" in declared and policy.collision is not None:
+        policy = replace(policy, collision=policy.collision.detach())
+    return replace(policy, **dict.fromkeys({*OF_VOCABULARY} - declared))
 
 
 def _missing(objective: str, field: str) -> AlignError:

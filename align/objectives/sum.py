@@ -1,7 +1,8 @@
 """Sum: a weighted sum of objectives, as one objective.
 
 TRL's `loss_type: [...]` with `loss_weights`; Mixed Preference Optimization (Wang et al. 2024,
-arXiv:2411.10442) is one of three terms. Unlike TRL's, every part has its own hyper-parameters.
+arXiv:2411.10442) is one of three terms. Unlike TRL's, every part has its own hyper-parameters. The
+`pair_weight` of a part is TRL's `use_weighting` (arXiv:2406.11827, eq. 2) for it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from align.objectives.base import Formula, Objective, detached
 from align.objectives.coupled import Carried, Coupled
+from align.objectives.wpo import pair_weights, read_by_weights
 from align.types import ObjectiveOutput, PairInputs
 from align.unions import Named
 
@@ -35,6 +37,10 @@ class Part(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     weight: float = Field(
         default=1.0, gt=0, strict=True, description="What the term is multiplied by."
+    )
+    pair_weight: Literal["one", "wpo"] = Field(
+        default="one",
+        description="wpo: each pair's loss counts by WPO's aligned weights, too, for any formula.",
     )
     objective: Annotated[Objective, Named("objective")] = Field(
         description="A formula of its own, such as {name: dpo, beta: 0.1}."
@@ -69,7 +75,7 @@ Terms: TypeAlias = Annotated[
 
 
 class Sum(Coupled, frozen=True):
-    r"""L = sum_i weight_i L_i.
+    r"""L = sum_i weight_i w_i L_i,   w_i = 1, or WPO's constant weight of the pair.
 
     Every part is given what it declares and nothing else: a `preference` softens the parts that
     accept it and leaves the others as they are. Parts that look at their whole optimizer step do so
@@ -91,6 +97,13 @@ class Sum(Coupled, frozen=True):
     def accepts(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride] - hangs on the parts
         """What any part accepts and none needs."""
         return frozenset[str]().union(*(part.objective.accepts for part in self.of)) - self.needs
+
+    @property
+    def vocabulary(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride] - hangs on the parts
+        """What any part needs of it, or its pair weight."""
+        read = [part.objective.vocabulary for part in self.of]
+        read += [read_by_weights("sampled") for part in self.of if part.pair_weight == "wpo"]
+        return frozenset[str]().union(*read)
 
     @property
     def parts(self) -> tuple[Objective, ...]:
@@ -176,11 +189,19 @@ class Sum(Coupled, frozen=True):
         ]
         weights = [part.weight for part in self.of]
         metrics: dict[str, Tensor] = {}
+        losses = [output.loss for output in found]
+        if any(part.pair_weight == "wpo" for part in self.of):
+            own = pair_weights(inputs.policy, "sampled")
+            metrics |= {"weights/chosen": own.chosen, "weights/rejected": own.rejected}
+            losses = [
+                loss if part.pair_weight == "one" else own.chosen * own.rejected * loss
+                for part, loss in zip(self.of, losses, strict=True)
+            ]
         for label, output in zip(self.labels, found, strict=True):
             metrics[f"{label}/loss"] = output.loss.detach()
             metrics |= {f"{label}/{key}": value for key, value in output.metrics.items()}
         return ObjectiveOutput(
-            loss=_weighted(weights, [output.loss for output in found]),
+            loss=_weighted(weights, losses),
             reward=detached(
                 _weighted(weights, [output.reward.chosen for output in found]),
                 _weighted(weights, [output.reward.rejected for output in found]),

@@ -25,7 +25,8 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
         "f_divergence: forward_kl}`",
         "f_alpha_divergence_coef": "it belongs to the formula; write `objective: {name: dpo, "
         "f_divergence: alpha_divergence, alpha: 0.5}`",
-        "use_weighting": "it is a formula of its own; write `objective: {name: wpo, beta: 0.1}`",
+        "use_weighting": "it belongs to the formula; write `objective: {name: wpo, alignment: "
+        "sampled}`, or `pair_weight: wpo` beside a term of a sum",
         "label_smoothing": "the noise rate is the objective's; write `objective: {name: cdpo, "
         "label_smoothing: 0.1}`, or rdpo with flip_probability for TRL's `robust`",
         "label_smoothing_factor": "it belongs to cross-entropy training; write `objective: {name: "

@@ -190,6 +190,9 @@ class Data(Node, RowPolicy):
         return self.format if is_built_in else registry.find("reader", self.format).value
 
     def conflicts(self) -> Iterator[Conflict]:  # noqa: D102
+        if self.on_empty == "keep_prompt":
+            told = "is for trainers in scripts; evaluations and loops ask the prompts of a recipe"
+            yield "on_empty", f"keep_prompt {told}: write drop or error"
         for key in ("pairs", "groups"):
             if (problem := no_such_world(getattr(self, key) or "")) is not None:
                 yield key, problem

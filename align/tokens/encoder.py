@@ -36,7 +36,7 @@ from align.tokens.chat_template import ChatTemplate
 from align.tokens.control_tokens import ControlTokens
 from align.tokens.cut import cut_pair
 from align.tokens.given_ids import GivenIds
-from align.tokens.sides import contents, side_ends, with_sides
+from align.tokens.sides import side_ends, unused_character, with_sides
 from align.tokens.template_check import check_template
 from align.tokens.text_ids import TextIds
 from align.tokens.tokenized_pair import TokenizedPair
@@ -44,12 +44,25 @@ from align.tokens.tokenized_pair import TokenizedPair
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PRIVATE_USE = [chr(code) for code in range(0xE000, 0xF900)]
-
-_IN_PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
-
 # Answers for a prompt whose own ids are all that is asked for.
 _STAND_INS = ("0", "1")
+
+
+def check_completion_ids(
+    prompt_ids: Sequence[int], ids: Sequence[int], at: str, *, ends: bool
+) -> None:
+    """Raise where the completion `at` has no token that could be learnt, the end token aside.
+
+    Args:
+        prompt_ids: of its prompt; without one, nothing predicts the first token of `ids`.
+        ids: of the completion.
+        at: what errors call it.
+        ends: whether the last of `ids` is an end token.
+    """
+    if len(ids) < 1 + ends:
+        raise RowProblem("empty_completion", at, "no token but the end token")
+    if not prompt_ids and len(ids) < 2:
+        raise RowProblem("empty_completion", at, "one token and no prompt to predict it from")
 
 
 class Encoder:
@@ -104,14 +117,13 @@ class Encoder:
             RowProblem: the row cannot be used.
             DataError: no such row can be used with this tokenizer.
         """
-        check_pair(pair)
+        check_pair(pair, self.policy.on_empty)
         if pair.images is not None and not self.reads_images:
             detail = "this model has a tokenizer and no processor of pictures"
             raise RowProblem("unsupported_content", "images", detail)
         made = self._of_texts(pair) if pair.prompt_ids is None else self._given(pair)
         for at, ids in (("chosen", made.chosen_ids), ("rejected", made.rejected_ids)):
-            if len(ids) < 1 + side_ends(pair, at):
-                raise RowProblem("empty_completion", at, "no token but the end token")
+            check_completion_ids(made.prompt_ids, ids, at, ends=side_ends(pair, at))
             weight = pair.chosen_token_weight if at == "chosen" else pair.rejected_token_weight
             if weight is not None and len(weight) != len(ids):
                 counted = "end token included" if side_ends(pair, at) else "with no end token"
@@ -124,7 +136,7 @@ class Encoder:
 
     def prompt_ids(self, pair: PreferencePair) -> tuple[list[int], tuple[str, ...]]:
         """Ids of the prompt of `pair`, whose answers are not looked at, and what was done to it."""
-        check_pair(with_sides(pair, *_STAND_INS))
+        check_pair(with_sides(pair, *_STAND_INS), self.policy.on_empty)
         return self._prompt_ids(pair)
 
     def _prompt_ids(self, pair: PreferencePair) -> tuple[list[int], tuple[str, ...]]:
@@ -163,11 +175,7 @@ class Encoder:
         """
         notes: set[str] = set()
         # The mark must be a character that no content of this row holds.
-        texts = contents((prompt, *sides.values()))
-        held = {c for text in texts for c in _IN_PRIVATE_USE.findall(text)}
-        mark = next((c for c in _PRIVATE_USE if c not in held), "")
-        if not mark:
-            raise RowProblem("bad_unicode", "prompt", "every private-use character is in use")
+        mark = unused_character((prompt, *sides.values()))
         marked = {at: self._marked(side, at, mark, notes) for at, side in sides.items()}
         encode = self._encode_plain if isinstance(prompt, str) else self._encode_chat
         prompt = self._marked(prompt, "prompt", mark, notes)
@@ -299,6 +307,8 @@ class Encoder:
         prefix = self._texts.prefix
         if prefix and prompt_ids[: len(prefix)] == prefix:
             return prompt_ids, completions
+        if not prefix and not prompt_ids:
+            notes.add("no_prompt")
         return [*prefix, *prompt_ids], completions
 
     def _completion_ids(

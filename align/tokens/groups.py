@@ -16,7 +16,7 @@ from align.data.row_policy import RowPolicy
 from align.data.row_report import RowReport
 from align.tokens.chat_template import ChatTemplate
 from align.tokens.cut import cut_prompt
-from align.tokens.encoder import Encoder
+from align.tokens.encoder import Encoder, check_completion_ids
 from align.tokens.rendered_rows import ARGUMENTS, TOOLS, refuse_control, rendered_ids
 from align.tokens.text_ids import TextIds
 
@@ -167,8 +167,7 @@ def _checked(made: TokenizedGroup, encoder: Encoder) -> TokenizedGroup:
     """`made` with numbers for each of its tokens, within the budget of tokens."""
     group = made.group
     for k, (ids, ends) in enumerate(zip(made.completions_ids, group.ends(), strict=True)):
-        if len(ids) < 1 + ends:
-            raise RowProblem("empty_completion", f"completions[{k}]", "no token but the end token")
+        check_completion_ids(made.prompt_ids, ids, f"completions[{k}]", ends=ends)
         for name in PER_TOKEN:
             values = getattr(group, name)
             if values is not None and len(values[k]) != len(ids):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from align.data.messages import Message, Text
 from align.data.pairs import PreferencePair
+from align.data.problems import RowProblem
+
+_IN_PRIVATE_USE = re.compile("[\ue000-\uf8ff]")
 
 
 def side_ends(pair: PreferencePair, at: str) -> bool:
@@ -24,9 +28,23 @@ def with_sides(pair: PreferencePair, chosen: str, rejected: str) -> PreferencePa
         chosen=sides[0],
         rejected=sides[1],
         images=pair.images,
+        image_places=pair.image_places,
         source=pair.source,
         row=pair.row,
     )
+
+
+def unused_character(texts: Iterable[Text]) -> str:
+    """A character of Unicode's private use that none of `texts` holds.
+
+    Raises:
+        RowProblem: they hold all of them.
+    """
+    held = {c for text in contents(texts) for c in _IN_PRIVATE_USE.findall(text)}
+    free = next((c for c in map(chr, range(0xE000, 0xF900)) if c not in held), None)
+    if free is None:
+        raise RowProblem("bad_unicode", "prompt", "every private-use character is in use")
+    return free
 
 
 def contents(texts: Iterable[Text]) -> Iterable[str]:

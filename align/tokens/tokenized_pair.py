@@ -17,7 +17,7 @@ class TokenizedPair:
         rejected_ids: the same for the other side.
         pair: the row they come from.
         notes: what was done to the row (`boundary_merge`, `control_tokens_split`, `cut_prompt`,
-            `cut_completion`, `given_ids`).
+            `cut_completion`, `given_ids`, `no_prompt`).
     """
 
     prompt_ids: list[int]

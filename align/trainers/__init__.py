@@ -84,9 +84,8 @@ from align.trainers.named_peers import (
     SLiCTrainer,
     SumConfig,
     SumTrainer,
-    WPOConfig,
-    WPOTrainer,
 )
+from align.trainers.named_vocabulary import TDPOConfig, TDPOTrainer, WPOConfig, WPOTrainer
 from align.trainers.preference import PreferenceTrainer
 from align.trainers.reward_trainer import RewardConfig, RewardTrainer
 
@@ -173,6 +172,8 @@ __all__ = [
     "SimPOTrainer",
     "SumConfig",
     "SumTrainer",
+    "TDPOConfig",
+    "TDPOTrainer",
     "TGDPOConfig",
     "TGDPOTrainer",
     "WPOConfig",

@@ -14,11 +14,13 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 from align.forest import Choice, Pack
 from align.forest.attention import attending
+from align.forest.lm_head import Predictions
 from align.forest.model import EdgeOutput, read_pack
 from align.reference import Identity
 from align.trainers.guards import StopOnSignal
 from align.trainers.metrics import SumsOverCounts
 from align.trainers.row_kind import RowKind
+from align.types import OF_VOCABULARY
 
 
 class TrainerBase(DPOTrainer):
@@ -64,12 +66,19 @@ class TrainerBase(DPOTrainer):
         return self.kind
 
     def _logps(
-        self, model: Any, part: Mapping[str, Any], *, statistics: bool = False
+        self,
+        model: Any,
+        part: Mapping[str, Any],
+        *,
+        statistics: bool = False,
+        collision: bool = False,
+        reference: Predictions | None = None,
+        hidden: bool = False,
     ) -> tuple[Any, EdgeOutput]:
         """The one seam through which log-probs are computed: a pack in, edges out.
 
         The backward pass of a checkpointed model attends again, so whoever calls `backward` also
-        does it inside `attending`.
+        does it inside `attending`. What is asked for beside log-probs is as in `read_pack`.
         """
         pack: Pack = part["pack"]
         router_logits = bool(self.aux_loss_enabled and model.training)
@@ -82,11 +91,26 @@ class TrainerBase(DPOTrainer):
                 model,
                 pack,
                 statistics=statistics,
+                collision=collision,
+                reference=reference,
+                hidden=hidden,
                 router_logits=router_logits,
                 pictures=part.get("pictures"),
             )
         assert output.logps is not None
-        return self.kind.logps(pack, output.logps), output
+        found = {name: getattr(output, name) for name in OF_VOCABULARY}
+        beside = {name: edge for name, edge in found.items() if edge is not None}
+        return self.kind.logps(pack, output.logps, beside), output
+
+    def _read(
+        self,
+        model: Any,
+        part: Mapping[str, Any],
+        *,
+        statistics: bool = False,
+    ) -> tuple[Any, EdgeOutput, dict[str, Any]]:
+        """What the objective is told of a part: the policy's, the pass's, and the roles' asked."""
+        raise NotImplementedError
 
     def _checkpointing_only_with_grad(self) -> Any:
         # Reentrant checkpointing warns, needlessly, when it runs without gradient.

@@ -93,8 +93,10 @@ class BudgetSearch(TrainerBase):
         try:
             model.train()
             with attending(model, part["pack"].implementation):
-                policy, _ = self._logps(model, part)
-                totals = [side.total().sum() for side in self.kind.sides(policy)]
+                policy, _, _ = self._read(model, part)
+                sides = self.kind.sides(policy)
+                totals = [side.total().sum() for side in sides]
+                totals += [side.divergence.sum() for side in sides if side.divergence is not None]
                 torch.stack(totals).sum().backward()
         finally:
             if checkpointing:

@@ -22,7 +22,7 @@ LOSS_SWITCHES = {
     "f_divergence_type": "it is `f_divergence` of the objective `dpo`",
     "f_alpha_divergence_coef": "it is `alpha` of the objective `dpo`",
     "discopop_tau": "it is `tau` of the objective `discopop`",
-    "use_weighting": "use objective `wpo`, without TRL's alignment over the vocabulary",
+    "use_weighting": "it is `alignment` of the objective `wpo`, or `pair_weight` in a `sum`",
     "label_smoothing": "use objective `cdpo`, `exo` or `rdpo` (flip_probability)",
 }
 # These would be read by nobody; each with what to write instead.

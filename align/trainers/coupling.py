@@ -20,6 +20,7 @@ from align.objectives.coupled import Carried, Coupled, CoupledGroups
 from align.objectives.refusals import Refusals, collecting
 from align.trainers.bad_numbers import BadNumbers
 from align.trainers.checkpoints import Checkpointing
+from align.trainers.metrics import numbered_within, once_in_order
 
 AnyCoupled = Coupled | CoupledGroups
 
@@ -45,12 +46,6 @@ class Shares:
         first = torch.searchsorted(self.row_index, row_index)
         place = first.repeat_interleave(sizes, output_size=losses) + numbered_within(sizes, losses)
         return self.given[place.clamp(max=len(self.row_index) - 1)]
-
-
-def numbered_within(sizes: Tensor, losses: int) -> Tensor:
-    """[N]: the number of each of N losses within its row, from 0, for rows of these sizes [b]."""
-    begins = (sizes.cumsum(0) - sizes).repeat_interleave(sizes, output_size=losses)
-    return torch.arange(losses, device=sizes.device) - begins
 
 
 class Coupling(BadNumbers, Checkpointing):
@@ -165,17 +160,7 @@ class Coupling(BadNumbers, Checkpointing):
 
     def _of_all_ranks(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Row index [S], ascending, and measures [S, K] of all ranks' losses, each of them once."""
-        if self.accelerator.num_processes > 1:
-            # What it pads with has the count 0.
-            padded: Any = self.accelerator.pad_across_processes(rows.contiguous())
-            gathered: Any = self.accelerator.gather(padded)
-            rows = gathered
-        rows = rows[rows[:, 2] > 0]
-        for column in (1, 0):
-            rows = rows[rows[:, column].argsort(stable=True)]
-        first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(dim=1)
-        rows = rows[first]
+        rows = once_in_order(rows, self.accelerator)
         return rows[:, 0].long(), rows[:, 3:]
 
     def _kept(self) -> dict[str, Any]:

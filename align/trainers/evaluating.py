@@ -6,16 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import IterableDataset
 from torch import Tensor
 from transformers import Trainer
-from transformers.trainer_utils import EvalPrediction
 
 from align.trainers.config import refuse_precomputed_streams
 from align.trainers.live import LiveRoles
-from align.trainers.metrics import SeenOnce, SumsOverCounts
+from align.trainers.metrics import HeldOut, SeenOnce, SumsOverCounts
 from align.trainers.records import Records
 from align.trainers.rows import RowPreparation, hidden_images
 
@@ -25,7 +23,7 @@ class Evaluating(RowPreparation, LiveRoles, Records):
 
     _eval_sums: SumsOverCounts | None
     _eval_seen: SeenOnce | None
-    _eval_rewards: list[Tensor]
+    _held_out: HeldOut
 
     def prediction_step(
         self,
@@ -61,16 +59,14 @@ class Evaluating(RowPreparation, LiveRoles, Records):
         Every row counts once, whatever the batch size and the number of ranks.
         """
         self._eval_sums, self._eval_seen = SumsOverCounts(), SeenOnce(self.accelerator)
-        self._eval_rewards = []
+        self._held_out = HeldOut()
         output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         exact = self.kind.derived(self._eval_sums.means())
         exact["num_tokens"] = self._tokens_read()[0]
         if self.compute_metrics is not None and not self.args.prediction_loss_only:
-            rewards = torch.cat(self._eval_rewards).cpu().numpy()
-            first = np.zeros(len(rewards), dtype=np.int64)
-            exact |= self.compute_metrics(EvalPrediction(predictions=rewards, label_ids=first))
+            exact |= self.compute_metrics(self._held_out.prediction(self.accelerator))
         self._eval_sums = self._eval_seen = None
-        self._eval_rewards = []
+        self._held_out = HeldOut()
         output.metrics.update(
             {
                 name

@@ -12,9 +12,10 @@ from datasets import List, Value
 from torch import Tensor
 
 from align.forest import Pack
+from align.forest.pack import NOTHING
 from align.reference import ScoreColumns
-from align.trainers.metrics import RowValues
-from align.trainers.row_kind import Row, RowKind, padded
+from align.trainers.metrics import Judged, RowValues
+from align.trainers.row_kind import Row, RowKind, of_scored, padded
 from align.types import GroupInputs, GroupOutput, Logps
 
 T = TypeVar("T")
@@ -74,14 +75,18 @@ class GroupKind(RowKind[Logps]):
                 columns[name] = torch.tensor(_flat(rows, name), dtype=torch.float32)
         if LABEL in present:
             columns[LABEL] = torch.tensor(_flat(rows, LABEL), dtype=torch.bool)
-        for name in (*PER_TOKEN.values(), *self.role_columns):
+        for name in PER_TOKEN.values():
+            if name in present:
+                each = [of_scored(row, values) for row in rows for values in row[name]]
+                columns[name] = padded(each)
+        for name in self.role_columns:
             if name in present:
                 columns[name] = padded(_flat(rows, name))
         return columns
 
-    def logps(self, pack: Pack, edge: Tensor) -> Logps:
+    def logps(self, pack: Pack, edge: Tensor, beside: Mapping[str, Tensor] = NOTHING) -> Logps:
         """Those of all rows of the pack."""
-        return pack.rows(0, len(pack.lengths), edge.to(pack.index.device))
+        return pack.rows(0, len(pack.lengths), edge, beside)
 
     def stored(self, role: str, part: Mapping[str, Any], policy: Logps) -> Logps:
         """Under the policy's mask."""
@@ -169,6 +174,12 @@ class GroupKind(RowKind[Logps]):
             right = differ & (result.reward[:, None] > result.reward)
             found["rewards/accuracies"] = of_rows(right.sum(dim=1), differ.sum(dim=1))
         return found
+
+    def judged(self, result: GroupOutput, part: Mapping[str, Any]) -> Judged:
+        """Rewards [N], and the labels as 0 and 1; the scores where there are no labels."""
+        label = part.get(LABEL)
+        truth = part.get(SCALARS["score"]) if label is None else label.to(torch.int64)
+        return Judged(result.reward, truth)
 
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """With `rewards/margins`, as TRL has it: the difference of the two means."""

@@ -69,6 +69,19 @@ class GroupRows(RowPreparation, LiveRoles):
             )
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
+    def _prepare_stream(
+        self, stream: IterableDataset, processing_class: Any, args: Any, name: str
+    ) -> IterableDataset:
+        first: Any = next(iter(stream), {})
+        if {"chosen", "rejected"} <= first.keys() or {"chosen_ids", "rejected_ids"} <= first.keys():
+            stream = stream.map(
+                unpaired_rows,
+                batched=True,
+                batch_size=UNPAIRED_AT_ONCE,
+                remove_columns=list(first),
+            )
+        return super()._prepare_stream(stream, processing_class, args, name)
+
     def _is_tokenised(self, columns: Collection[str]) -> bool:
         return "completions_ids" in columns and not TEXTS & set(columns)
 
@@ -89,11 +102,6 @@ class GroupRows(RowPreparation, LiveRoles):
     def _tokenised_row(
         self, row: Mapping[str, Any], number: int, processing_class: Any, args: Any, name: str
     ) -> list[dict[str, Any]]:
-        if {"chosen", "chosen_ids"} & row.keys():
-            raise DataError(
-                f"The {name} data is a stream of pairs, and a pair is two rows here: unpair it "
-                "first (trl.unpair_preference_dataset), or load it as a table."
-            )
         if "completion_ids" in row and not TEXTS & row.keys():
             return as_groups(Dataset.from_list([dict(row)])).to_list()
         try:
@@ -150,6 +158,8 @@ def encoded(
     choices: dict[str, Any] = {
         "on_too_long": args.on_too_long,
         "on_control_tokens": args.on_control_tokens,
+        # As in TRL: without a prompt, and without a token that opens a text, the first is context.
+        "on_empty": "keep_prompt",
     }
     # How many may be missing is the trainer's to say: TRL leaves over-long rows out too.
     policy = RowPolicy(max_length=args.max_length, max_dropped=1.0, **choices)
@@ -181,25 +191,30 @@ def unpaired(dataset: Dataset) -> Dataset:
 
     Columns of both sides stay with their side; others are said of either.
     """
-    columns = dataset.column_names
-    sided = {end: one for end, one in SIDED.items() if f"chosen{end}" in columns}
     made: dict[str, list[Any]] = {}
     batches: Any = dataset.iter(batch_size=UNPAIRED_AT_ONCE)
     for batch in batches:
-        rows = [
-            dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
-        ]
-        if "prompt" not in columns and "chosen" in columns:
-            rows = [extract_prompt(row) for row in rows]
-        for side in ("chosen", "rejected"):
-            for row in rows:
-                one = {k: v for k, v in row.items() if not k.startswith(("chosen", "rejected"))}
-                one |= {name: row[side + end] for end, name in sided.items()}
-                if one.get("finished", True) is None:
-                    one["finished"] = True
-                for column, value in (one | {"label": side == "chosen"}).items():
-                    made.setdefault(column, []).append(value)
+        for column, values in unpaired_rows(batch).items():
+            made.setdefault(column, []).extend(values)
     return Dataset.from_dict(made)
+
+
+def unpaired_rows(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns of a batch of pairs, as those of all chosen and then all rejected completions."""
+    sided = {end: one for end, one in SIDED.items() if f"chosen{end}" in batch}
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    if "prompt" not in batch and "chosen" in batch:
+        rows = [extract_prompt(row) for row in rows]
+    made: dict[str, list[Any]] = {}
+    for side in ("chosen", "rejected"):
+        for row in rows:
+            one = {k: v for k, v in row.items() if not k.startswith(("chosen", "rejected"))}
+            one |= {name: row[side + end] for end, name in sided.items()}
+            if one.get("finished", True) is None:
+                one["finished"] = True
+            for column, value in (one | {"label": side == "chosen"}).items():
+                made.setdefault(column, []).append(value)
+    return made
 
 
 def as_groups(dataset: Dataset) -> Dataset:
@@ -250,7 +265,8 @@ def refuse_broken_groups(dataset: Dataset, name: str) -> None:
     present = [column for column in LISTS if column in dataset.column_names]
     columns: list[Any] = [dataset[column] for column in ("prompt_ids", *present)]
     for i, (prompt, completions, *others) in enumerate(zip(*columns, strict=True)):
-        if not prompt or not completions or not all(completions):
+        # Without a prompt nothing predicts a completion's first token.
+        if not completions or min(map(len, completions)) < (1 if prompt else 2):
             raise DataError(f"Row {i} of the {name} data has no prompt or no completion tokens.")
         for column, values in zip(present[1:], others, strict=True):
             if len(values) != len(completions) or None in values:

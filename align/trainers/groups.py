@@ -37,6 +37,9 @@ class GroupTrainer(GroupRows, MismatchedLeaves):
             or prompt.
         eval_dataset: the same, or a mapping of them.
         objective: a `GroupObjective`, or its recipe node.
+        compute_metrics: is called once per evaluation, with the rewards [N] of all completions as
+            `predictions`, in the data set's order, and their labels (0 or 1) as `label_ids`; the
+            scores where rows have no labels, None where they have neither.
         roles: as for `PreferenceTrainer`.
 
     Raises:
@@ -47,14 +50,6 @@ class GroupTrainer(GroupRows, MismatchedLeaves):
 
     _name = "Preference optimization over groups"
     config_class = GroupConfig
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if kwargs.get("compute_metrics") is not None:
-            raise RecipeError(
-                "compute_metrics is given the rewards of pairs, and a group has no two sides: "
-                "leave it out; the records have the means of rewards and log-probs."
-            )
-        super().__init__(*args, **kwargs)
 
     @property
     def gathers_prompts(self) -> bool:

@@ -10,7 +10,8 @@ from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from align.forest.head import AnyHead, EdgeStatistics, LayerHead, edge_logps
+from align.forest.head import EdgeStatistics, edge_logps
+from align.forest.lm_head import AnyHead, LayerHead
 
 # Columns of the vocabulary per tile; TRL's own setting.
 VOCABULARY_TILE = 32768

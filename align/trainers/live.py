@@ -1,5 +1,6 @@
 # pyright: basic
-"""Roles that are asked batch by batch: for streams, and for a reference that is renewed.
+"""Roles that are asked batch by batch: for streams, for a reference that is renewed, and for one
+whose whole distributions an objective compares with the policy's.
 
 Everything else is scored once, before training, by `scoring`.
 """
@@ -7,6 +8,7 @@ Everything else is scored once, before training, by `scoring`.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,10 +16,11 @@ import torch
 from accelerate.utils import is_peft_model
 from trl.trainer.callbacks import SyncRefModelCallback
 
-from align.errors import RecipeError
+from align.errors import MachineError, RecipeError
 from align.forest.head import edge_logps
-from align.forest.model import add_edge_head
-from align.reference import START
+from align.forest.lm_head import Predictions, head_of, kept
+from align.forest.model import EdgeOutput, add_edge_head
+from align.reference import START, Identity
 from align.trainers.head import trl_edge_logps
 from align.trainers.row_kind import RowKind
 from align.trainers.scoring import RoleScoring
@@ -33,25 +36,109 @@ class LiveRoles(RoleScoring):
             part: of a batch.
             kind: what its rows were read as.
         """
+        return self._frozen_answers(part, kind)[0]
+
+    def _frozen_answers(
+        self, part: Mapping[str, Any], kind: RowKind[Any]
+    ) -> tuple[dict[str, Any], Predictions | None]:
+        """`_frozen_logps`, and what the role predicts whose distributions are compared."""
         found: dict[str, Any] = {}
+        predictions: Predictions | None = None
         for role in self._sources:
-            if kind.scores.of(role)[0] in part:
+            compared = self._is_compared(role)
+            if kind.scores.of(role)[0] in part and not compared:
                 continue
             with self._answering(role) as model:
                 was_training = model.training
                 model.eval()
                 try:
                     with torch.no_grad():
-                        found[role], _ = self._logps(model, part)
+                        found[role], output = self._logps(model, part, hidden=compared)
                 finally:
                     model.train(was_training)
-        return found
+                if compared and output.hidden is not None:
+                    base = model.get_base_model() if is_peft_model(model) else model
+                    predictions = Predictions(output.hidden, kept(head_of(base)))
+        return found, predictions
+
+    def _read(
+        self,
+        model: Any,
+        part: Mapping[str, Any],
+        *,
+        statistics: bool = False,
+    ) -> tuple[Any, EdgeOutput, dict[str, Any]]:
+        asked, predictions = self._frozen_answers(part, self.kind)
+        policy, output = self._logps(
+            model,
+            part,
+            statistics=statistics,
+            collision="collision" in self.objective.vocabulary,
+            reference=predictions,
+        )
+        return policy, output, asked
+
+    def _check_vocabulary(self) -> None:
+        """Refuses launches, settings and formulas with which whole vocabularies cannot be had.
+
+        Raises:
+            MachineError: weights are sharded.
+            RecipeError: a setting says that the reference is gone, or the formula has none.
+        """
+        read = ", ".join(sorted(self.objective.vocabulary))
+        told = f"Objective {self.objective.name} needs {read} over the whole vocabulary"
+        compares = self._is_compared("reference")
+        if compares and "reference" not in self._sources:
+            raise RecipeError(f"{told}, which is from the reference: `needs` must name it, too.")
+        if read and (self.is_deepspeed_enabled or (compares and self.is_fsdp_enabled)):
+            raise MachineError(
+                f"{told}, which takes whole weights on every rank, and this launch shards them "
+                "(DeepSpeed or FSDP). Launch it on replicated weights, for example with an adapter."
+            )
+        if compares and self.args.precompute_ref_log_probs:
+            raise RecipeError(
+                f"precompute_ref_log_probs=True: {told}, which the reference is asked for in each "
+                "pass; log-probs of the written tokens do not say it. Leave it out."
+            )
+
+    def _keep_reference(self) -> None:
+        """Has a reference in memory, for an objective that compares distributions.
+
+        Beside an adapter it is the policy with the adapter as it was. To be called before the
+        policy reads packs, so that a copy of it has its own forward pass.
+
+        Raises:
+            RecipeError: it is an adapter on the policy's own base.
+        """
+        source = self._sources["reference"]
+        if not (isinstance(source, str) and source == START):
+            self._live["reference"], self._compared = self._second_model("reference", source)
+        elif not is_peft_model(self.model):
+            copied = copy.deepcopy(self.model)
+            self._live["reference"] = self._ready(copied.requires_grad_(False).eval())
+
+    def _second_model(self, role: str, source: Any) -> tuple[Any, Identity]:
+        """A role's own model, to be asked batch by batch, and who it is.
+
+        Raises:
+            RecipeError: it is an adapter on the policy's own base.
+        """
+        with self._role(role, source) as (model, identity):
+            if model is self.model:
+                raise RecipeError(
+                    f"roles.{role} is an adapter on the policy's own base, which cannot be asked "
+                    "batch by batch, as streams and objectives that compare whole distributions "
+                    "do it. Merge it into a folder of its own, or use a map-style data set and "
+                    "another objective."
+                )
+            return self._ready(model), identity
 
     @contextlib.contextmanager
     def _answering(self, role: str) -> Iterator[Any]:
         source = self._sources[role]
         if role not in self._live and isinstance(source, str) and source == START:
-            if self.state.global_step == 0:
+            # Not for a second `train()`, which begins at step 0 with weights that were trained.
+            if self.state.global_step == 0 and not self._is_compared(role):
                 yield self.model
                 return
             if self._adapter_at_start:
@@ -59,14 +146,7 @@ class LiveRoles(RoleScoring):
                     yield model
                 return
         if role not in self._live:
-            with self._role(role, source) as (model, _):
-                if model is self.model:
-                    raise RecipeError(
-                        f"roles.{role} is an adapter on the policy's own base, which a stream "
-                        "cannot ask batch by batch. Merge it into a folder of its own, or use a "
-                        "map-style data set."
-                    )
-                self._live[role] = self._ready(model)
+            self._live[role], _ = self._second_model(role, source)
         yield self._live[role]
 
     def _of_reference(self, model: Any, inputs: Mapping[str, Any], name: str) -> Iterator[Any]:

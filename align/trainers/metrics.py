@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers.trainer_utils import EvalPrediction
 
 from align.forest import Pack
 from align.forest.model import EdgeOutput
@@ -125,3 +127,70 @@ class SeenOnce:
                 keep.append(position)
         table = table[:, keep]
         return {name: (table[0, :, m], table[1, :, m]) for m, name in enumerate(names)}
+
+
+def numbered_within(sizes: Tensor, losses: int) -> Tensor:
+    """[N]: the number of each of N losses within its row, from 0, for rows of these sizes [b]."""
+    begins = (sizes.cumsum(0) - sizes).repeat_interleave(sizes, output_size=losses)
+    return torch.arange(losses, device=sizes.device) - begins
+
+
+def once_in_order(rows: Tensor, accelerator: Accelerator) -> Tensor:
+    """All ranks' rows [n, 3 + K], each of them once, by row index and number.
+
+    Args:
+        rows: row index, number in its row, count, and K values of each loss on this rank.
+        accelerator: that knows the others.
+    """
+    if accelerator.num_processes > 1:
+        # What it pads with has the count 0.
+        padded: Any = accelerator.pad_across_processes(rows.contiguous())
+        gathered: Any = accelerator.gather(padded)
+        rows = gathered
+    rows = rows[rows[:, 2] > 0]
+    for column in (1, 0):
+        rows = rows[rows[:, column].argsort(stable=True)]
+    first = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    first[1:] = (rows[1:, :2] != rows[:-1, :2]).any(dim=1)
+    return rows[first]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What `compute_metrics` is given of N losses.
+
+    Attributes:
+        predictions: [N] or [N, 2] rewards.
+        truth: [N], what they are to be compared with; None where the data do not say.
+    """
+
+    predictions: Tensor
+    truth: Tensor | None
+
+
+class HeldOut:
+    """Gathers an evaluation's rewards for `compute_metrics`."""
+
+    def __init__(self) -> None:
+        self._rows: list[Tensor] = []
+        self._like: Judged | None = None
+
+    def add(self, judged: Judged, row_index: Tensor, sizes: Tensor, counts: Tensor) -> None:
+        """The losses of rows with these indices [b], sizes [b] and counts [N]."""
+        self._like = judged
+        columns = [row_index.repeat_interleave(sizes), numbered_within(sizes, len(counts)), counts]
+        columns += [judged.predictions, *(() if judged.truth is None else (judged.truth,))]
+        self._rows.append(
+            torch.cat([one.detach().double().reshape(len(counts), -1) for one in columns], dim=1)
+        )
+
+    def prediction(self, accelerator: Accelerator) -> EvalPrediction:
+        """Of all ranks' rows, each once, in the data set's order."""
+        assert self._like is not None
+        of_all = once_in_order(torch.cat(self._rows), accelerator)[:, 3:].cpu()
+        truth: Any = None
+        if self._like.truth is not None:
+            truth = of_all[:, -1].to(self._like.truth.dtype).numpy()
+            of_all = of_all[:, :-1]
+        rewards = of_all if self._like.predictions.dim() > 1 else of_all[:, 0]
+        return EvalPrediction(predictions=rewards.numpy(), label_ids=truth)

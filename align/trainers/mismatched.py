@@ -64,12 +64,15 @@ class MismatchedLeaves(ObjectiveTrainer):
     def _prepare_stream(
         self, stream: IterableDataset, processing_class: Any, args: Any, name: str
     ) -> IterableDataset:
-        if self.reads_mismatched:
-            raise RecipeError(
-                f"The {name} data is a stream, and objective {self.objective.name} looks at the "
-                "row before each row: load it as a table (datasets.Dataset)."
-            )
-        return super()._prepare_stream(stream, processing_class, args, name)
+        prepared = super()._prepare_stream(stream, processing_class, args, name)
+        if not self.reads_mismatched or prepared is stream:
+            return prepared
+
+        def completed(block: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            rows = block["prompt_ids"], block["completions_ids"]
+            return {COLUMN: mismatched_ids(*rows, len(block["prompt_ids"]), args.max_length)}
+
+        return prepared.map(completed, batched=True, batch_size=args.per_device_train_batch_size)
 
     def _completed(self, dataset: Dataset, args: Any) -> Dataset:
         if COLUMN in dataset.column_names:

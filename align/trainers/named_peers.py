@@ -14,7 +14,6 @@ from align.objectives import (
     ODPO,
     ORPO,
     REFUEL,
-    WPO,
     AlphaPO,
     AnchoredDown,
     AnchoredZero,
@@ -290,20 +289,6 @@ class SLiCTrainer(NamedTrainer):
     """SLiC-HF, without reference (Zhao et al. 2023, arXiv:2305.10425)."""
 
     objective_class, config_class = SLiC, SLiCConfig
-
-
-@dataclass
-class WPOConfig(PreferenceConfig):
-    """`PreferenceConfig` with the fields of `wpo`."""
-
-    own_fields = frozenset({"beta"})
-    beta: float = field_of(WPO, "beta")
-
-
-class WPOTrainer(NamedTrainer):
-    """DPO weighted by the policy's own probability (Zhou et al. 2024, arXiv:2406.11827)."""
-
-    objective_class, config_class = WPO, WPOConfig
 
 
 @dataclass

@@ -55,7 +55,7 @@ from align.trainers.coupling import Coupling
 from align.trainers.evaluating import Evaluating
 from align.trainers.guards import StopOnBadWeights, StopOnSignal
 from align.trainers.loading import load_trained
-from align.trainers.metrics import SumsOverCounts, statistics_of
+from align.trainers.metrics import HeldOut, SumsOverCounts, statistics_of
 from align.trainers.precision import (
     adapter_in_float32,
     refuse_weights_that_stay,
@@ -133,7 +133,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         self._row_tables = []
         self._train_sums = SumsOverCounts()
         self._eval_sums = self._eval_seen = None
-        self._eval_rewards = []
+        self._held_out = HeldOut()
         self._tokens_here = self._computed_here = 0
         self.identities = {}
         self._signal = StopOnSignal()
@@ -158,6 +158,10 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         refuse_weights_that_stay(self)
         self.ref_model = None if isinstance(ref_model, str) else ref_model
         self._check_columns()
+        self._sources, self._live = sources, {}
+        self._check_vocabulary()
+        if self._is_compared("reference") and not args.sync_ref_model:
+            self._keep_reference()
         self.backend = self._choose_backend()
         processor: Any = self.processing_class
         pixels = PixelReader(processor) if self._is_vlm else None
@@ -171,7 +175,6 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad and is_peft_model(self.model)
         }
-        self._sources, self._live = sources, {}
         if args.sync_ref_model:
             self._renew_reference()
         self.train_dataset = self._with_roles(self.train_dataset)
@@ -211,8 +214,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         return self.kind.inputs(policy, part, frozen, self._optional_columns)
 
     def _measured_inputs(self, model: Any, part: Mapping[str, Any]) -> Any:
-        asked = self._frozen_logps(part, self.kind)
-        policy, _ = self._logps(model, part)
+        policy, _, asked = self._read(model, part)
         return self._inputs(policy, part, asked)
 
     def compute_loss(
@@ -228,8 +230,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         """
         training = self.model.training
         statistics = not training or self._is_logging_step()
-        asked = self._frozen_logps(inputs, self.kind)
-        policy, output = self._logps(model, inputs, statistics=statistics)
+        policy, output, asked = self._read(model, inputs, statistics=statistics)
         with collecting(self._refusals) if training else contextlib.nullcontext():
             read = self._with_coupling(self._inputs(policy, inputs, asked), inputs)
             result = self.objective(read)
@@ -247,6 +248,8 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         if training:
             for side in self.kind.sides(policy):
                 side.token.register_hook(self._see_gradient)
+                if side.divergence is not None:
+                    side.divergence.register_hook(self._see_gradient)
             self._train_sums.add({name: (n * counts, d * counts) for name, (n, d) in rows.items()})
             # CUDA has no dot product of whole numbers.
             self._tokens_here = self._tokens_here + (inputs["tokens"] * counts.long()).sum()
@@ -260,8 +263,8 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
             seen = self._eval_seen.gather(inputs["row_index"], rows)
             self._eval_sums.add(seen)
             if self.compute_metrics is not None:
-                names = ("rewards/chosen", "rewards/rejected")
-                self._eval_rewards.append(torch.stack([seen[name][0] for name in names], dim=1))
+                judged = self.kind.judged(result, inputs)
+                self._held_out.add(judged, inputs["row_index"], sizes, of_each)
         loss = (result.loss * of_each).sum() * scale
         if self.aux_loss_enabled and training:
             aux_loss: Any = output.aux_loss

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from align.forest import Pack
+from align.forest.pack import NOTHING
 from align.reference import PAIR_SCORES, SCORED_COLUMNS
 from align.tokens.vision.columns import sides_in
-from align.trainers.metrics import RowValues
-from align.trainers.row_kind import Row, RowKind, padded
+from align.trainers.metrics import Judged, RowValues
+from align.trainers.row_kind import Row, RowKind, of_scored, padded
 from align.types import PAIR_KINDS, Logps, ObjectiveOutput, Pair, PairInputs
 
 T = TypeVar("T")
@@ -65,16 +66,20 @@ class PairKind(RowKind[Pair[Logps]]):
                 columns[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
         if PAIR_KIND in present:
             columns[PAIR_KIND] = torch.tensor([PAIR_KINDS.index(row[PAIR_KIND]) for row in rows])
-        for name in (*TOKEN_WEIGHTS, *self.role_columns):
+        for name in TOKEN_WEIGHTS:
+            if name in present:
+                columns[name] = padded([of_scored(row, row[name]) for row in rows])
+        for name in self.role_columns:
             if name in present:
                 columns[name] = padded([row[name] for row in rows])
         return columns
 
-    def logps(self, pack: Pack, edge: Tensor) -> Pair[Logps]:
+    def logps(
+        self, pack: Pack, edge: Tensor, beside: Mapping[str, Tensor] = NOTHING
+    ) -> Pair[Logps]:
         """Those of the chosen rows and of the rejected rows."""
         pairs = len(pack.lengths) // 2
-        edge = edge.to(pack.index.device)
-        return Pair(pack.rows(0, pairs, edge), pack.rows(pairs, 2 * pairs, edge))
+        return Pair(pack.rows(0, pairs, edge, beside), pack.rows(pairs, 2 * pairs, edge, beside))
 
     def stored(self, role: str, part: Mapping[str, Any], policy: Pair[Logps]) -> Pair[Logps]:
         """Under the policy's masks."""
@@ -132,6 +137,12 @@ class PairKind(RowKind[Pair[Logps]]):
         """
         del part
         return row_values(result, policy, statistics, frozen)
+
+    def judged(self, result: ObjectiveOutput, part: Mapping[str, Any]) -> Judged:
+        """Rewards of chosen and rejected, [b, 2], and the place of the preferred side, 0."""
+        del part
+        rewards = torch.stack([result.reward.chosen, result.reward.rejected], dim=1)
+        return Judged(rewards, torch.zeros(len(rewards), dtype=torch.int64, device=rewards.device))
 
 
 PAIRS = PairKind()

@@ -126,6 +126,8 @@ def tokenised_rows(
     choices: dict[str, Any] = {
         "on_too_long": args.on_too_long,
         "on_control_tokens": args.on_control_tokens,
+        # As in TRL: without a prompt, and without a token that opens a text, the first is context.
+        "on_empty": "keep_prompt",
     }
     # How many may be missing is the trainer's to say: TRL leaves over-long rows out too.
     policy = RowPolicy(max_length=args.max_length, max_dropped=1.0, **choices)
@@ -155,7 +157,8 @@ def refuse_rows_without_signal(dataset: Dataset, name: str) -> None:
         differ = [chosen != rejected for chosen, rejected in shown]
     rows = zip(*columns, strict=True)
     for i, (prompt, chosen, rejected) in enumerate(rows):
-        if not prompt or not chosen or not rejected:
+        # Without a prompt nothing predicts a completion's first token.
+        if min(len(chosen), len(rejected)) < (1 if prompt else 2):
             raise DataError(f"Row {i} of the {name} data has no prompt or no completion tokens.")
         if chosen == rejected and not differ[i]:
             raise DataError(

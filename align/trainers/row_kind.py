@@ -12,8 +12,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from align.forest import Pack, TokenRow
+from align.forest.pack import NOTHING
 from align.reference import ScoreColumns
-from align.trainers.metrics import RowValues
+from align.trainers.metrics import Judged, RowValues
 from align.types import ROLES, Logps
 
 X = TypeVar("X")
@@ -75,8 +76,8 @@ class RowKind(ABC, Generic[X]):
         """The other columns that b rows carry, as a pass over them reads them."""
 
     @abstractmethod
-    def logps(self, pack: Pack, edge: Tensor) -> X:
-        """Values at a pack's edges, [E], as those of its rows."""
+    def logps(self, pack: Pack, edge: Tensor, beside: Mapping[str, Tensor] = NOTHING) -> X:
+        """Values at a pack's edges, [E], as those of its rows; `beside` as in `Pack.rows`."""
 
     @abstractmethod
     def stored(self, role: str, part: Mapping[str, Any], policy: X) -> X:
@@ -119,6 +120,10 @@ class RowKind(ABC, Generic[X]):
             part: whose rows they are.
         """
 
+    @abstractmethod
+    def judged(self, result: Any, part: Mapping[str, Any]) -> Judged:
+        """What `compute_metrics` is given of a part: rewards, and what they are compared with."""
+
     def derived(self, means: dict[str, float]) -> dict[str, float]:
         """Metrics with those that follow from them."""
         return means
@@ -144,6 +149,14 @@ class RowKind(ABC, Generic[X]):
         columns: list[Any] = [dataset[name] for name in self.ids]
         for values in zip(*columns, strict=True):
             yield dict(zip(self.ids, values, strict=True))
+
+
+def of_scored(row: Row, values: Sequence[float]) -> Sequence[float]:
+    """Numbers of a completion's tokens without the first, where the row has no prompt.
+
+    Nothing predicts that token, so it has no log-prob.
+    """
+    return values if row["prompt_ids"] else values[1:]
 
 
 def padded(lists: Sequence[Sequence[float]]) -> Tensor:

@@ -59,6 +59,9 @@ SCORE_TOLERANCE_LOW_PRECISION = 5e-2
 class RoleScoring(TrainerBase):
     """The part of the trainer that turns roles into columns of per-token log-probs."""
 
+    # Who a role is whose distributions are compared, unless it is the policy before training.
+    _compared: Identity | None = None
+
     def _role_sources(
         self, roles: Mapping[str, RoleSource] | None, ref_model: PreTrainedModel | None
     ) -> dict[str, RoleSource]:
@@ -161,6 +164,13 @@ class RoleScoring(TrainerBase):
         keep_gradients_on_cpu(frozen)
         yield frozen
 
+    def _is_compared(self, role: str) -> bool:
+        """Whether a role's whole distributions are asked for, in each pass anew.
+
+        Such a role is not scored beforehand: the same pass gives its log-probs.
+        """
+        return role == "reference" and "divergence" in self.objective.vocabulary
+
     def _with_roles(self, dataset: Dataset) -> Dataset:
         """The data set with the columns of per-token log-probs of each role."""
         if isinstance(dataset, IterableDataset):
@@ -168,6 +178,9 @@ class RoleScoring(TrainerBase):
         kind = self.scored_kind
         rows = rows_digest(dataset, scored_columns(dataset, kind.ids))
         for role, source in self._sources.items():
+            if self._is_compared(role) and not self.args.sync_ref_model:
+                self.identities.setdefault(role, self._compared or self._start)
+                continue
             if role in self._live:
                 continue
             with self._role(role, source) as (model, identity):
@@ -299,14 +312,16 @@ class RoleScoring(TrainerBase):
         The policy is scored twice on the same rows in the same layout, once as the roles were and
         once as the training step does it; a difference is dropout, or a model that changes under
         our hands. The stored scores are then compared with the fresh ones up to rounding, since
-        they come from another padding.
+        they come from another padding. A reference that is asked in each pass has no stored scores;
+        its distributions are compared with the policy's, from which they must not diverge.
 
         Returns:
-            What the kind of row says is compared, such as `margin` [nats, largest magnitude], and
-            `loss` [nats]; None when the reference is another policy.
+            What the kind of row says is compared, such as `margin` [nats, largest magnitude],
+            `loss` [nats], and `divergence` [nats, largest magnitude of a token] where the objective
+            reads it; None when the reference is another policy.
 
         Raises:
-            NumericalError: naming which of the two comparisons failed.
+            NumericalError: naming which of the comparisons failed.
         """
         reference = self.identities.get("reference")
         if reference is None or reference.key != self._start.key:
@@ -330,6 +345,8 @@ class RoleScoring(TrainerBase):
                 f"(must be log 2 = {math.log(2):.7f}). Something random or stateful is active in "
                 f"the forward pass, {self._randomness()}."
             )
+        if self._is_compared("reference"):
+            return {self.kind.compared: gap, "loss": loss, "divergence": self._probe_of(part)}
         tolerance = SCORE_TOLERANCE.get(self.model.dtype)
         if self.accelerator.mixed_precision != "no":
             tolerance = None
@@ -349,3 +366,21 @@ class RoleScoring(TrainerBase):
                     f"Delete {cache_root() / 'roles'} and run again."
                 )
         return {self.kind.compared: gap, "loss": loss}
+
+    def _probe_of(self, part: Any) -> float:
+        """How far the policy is from itself, as the reference's distributions are asked for."""
+        was_training = self.model.training
+        try:
+            with torch.no_grad():
+                policy, _, _ = self._read(self.model.eval(), part)
+        finally:
+            self.model.train(was_training)
+        found = [side.divergence for side in self.kind.sides(policy)]
+        most = max(float(far.abs().max()) for far in found if far is not None)
+        if not most <= PROBE_TOLERANCE:
+            raise NumericalError(
+                "Step 0: policy and reference are the same model, yet the divergence of their "
+                f"distributions is {most:.3g} nats at one token (must be 0). Their weights or "
+                "heads are not the same in memory: pass the model as a folder, or report it."
+            )
+        return most

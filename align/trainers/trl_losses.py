@@ -76,17 +76,24 @@ def objective_node(args: Any) -> dict[str, Any]:
                 "`PreferenceTrainer(objective={'name': ...})`."
             )
     _check_switches(args, names)
+    if args.use_weighting and _is_plain_dpo(args, names):
+        return {"name": "wpo", "beta": args.beta, "alignment": "sampled"}
     weights = args.loss_weights or [1.0] * len(names)
     if len(weights) != len(names):
         raise RecipeError(
             f"loss_weights has {len(weights)} numbers for {len(names)} losses in loss_type; give "
             "one for each."
         )
+    pair_weight = {"pair_weight": "wpo"} if args.use_weighting else {}
     parts = [
-        {"weight": float(weight) * LOSSES[name].scale, "objective": _node(name, args)}
+        {
+            "weight": float(weight) * LOSSES[name].scale,
+            **pair_weight,
+            "objective": _node(name, args),
+        }
         for name, weight in zip(names, weights, strict=True)
     ]
-    if len(parts) == 1 and parts[0]["weight"] == 1.0:
+    if len(parts) == 1 and parts[0]["weight"] == 1.0 and not pair_weight:
         return parts[0]["objective"]
     return {"name": "sum", "of": parts}
 
@@ -109,12 +116,16 @@ def _node(name: str, args: Any) -> dict[str, Any]:
     return node
 
 
+def _is_plain_dpo(args: Any, names: Sequence[str]) -> bool:
+    switched = args.ld_alpha is not None or args.f_divergence_type != REVERSE_KL
+    return list(names) == ["sigmoid"] and args.loss_weights in (None, [1.0]) and not switched
+
+
 def _check_switches(args: Any, names: Sequence[str]) -> None:
-    if args.use_weighting:
+    if args.use_weighting and (sorts := [name for name in names if name.startswith("aot")]):
         raise RecipeError(
-            "use_weighting: TRL weighs pairs by sums over the whole vocabulary, which are not "
-            "computed here. `PreferenceTrainer(objective={'name': 'wpo'})` has the paper's weights "
-            "without that alignment, which are other numbers."
+            f"use_weighting: loss_type {', '.join(sorts)} compares sorted margins, of which none "
+            "is one pair's, so no pair's weight belongs to it; TRL refuses it, too. Leave one out."
         )
     if args.ld_alpha is not None and list(names) != ["sigmoid"]:
         raise RecipeError(

@@ -15,7 +15,7 @@ from align.data.problems import RowProblem
 # another conversation to train on.
 UNSUPPORTED_COLUMNS = ("videos", "audios", "tools")
 
-IMAGES = ("images", "image", "rejected_images")
+IMAGES = ("images", "image", "rejected_images", "image_places")
 
 # Column of `PreferencePair` -> how it may be spelled.
 SCORES: Mapping[str, tuple[str, ...]] = {

@@ -42,11 +42,12 @@ def groups_from_rows(
     groups: list[CompletionGroup] = []
     for place, number, raw in rows_in_place:
         reading.notes.clear()
+        reading.placeholders.clear()
         try:
             if isinstance(raw, RowProblem):
                 raise raw
             group = group_of_row(raw, reading, place, number)
-            check_group(group)
+            check_group(group, policy.on_empty)
         except RowProblem as problem:
             dropped = DroppedRow.of(problem, place, number)
             policy.obey(dropped)
@@ -87,6 +88,8 @@ def group_of_row(
         raise RowProblem("wrong_type", "completions", "text and messages in one row")
     if isinstance(prompt, str) and not isinstance(completions[0], str):
         prompt = (Message(role="user", content=prompt),)
+    if reading.placeholders:
+        raise RowProblem("unsupported_content", reading.placeholders[0].at, "a picture")
     group = row.get("group_id")
     return CompletionGroup(
         prompt=prompt,

@@ -61,7 +61,7 @@ def pairs_from_rows(
             if isinstance(raw, RowProblem):
                 raise raw
             pair = pair_of_row(raw, read(raw, reading), reading, place, number)
-            check_pair(pair)
+            check_pair(pair, policy.on_empty)
             if policy.on_swapped_duplicate != "keep":
                 _check_swapped(pair, seen)
         except RowProblem as problem:
@@ -82,7 +82,7 @@ def _check_swapped(pair: PreferencePair, seen: dict[bytes, tuple[str, int]]) -> 
             t if isinstance(t, str) else [(m.role, m.content) for m in t] for t in texts
         ]
         if pair.images is not None:
-            plain.append(list(pair.images))
+            plain += [list(pair.images), pair.image_places]
         return hashlib.sha256(json.dumps(plain).encode("ascii")).digest()
 
     if pair.rejected_images is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from align.data.messages import LONE_SURROGATE, ChatRole, Message, Text
@@ -39,6 +40,19 @@ UNSUPPORTED_KEYS = (
 )
 
 
+@dataclass(frozen=True)
+class Placeholder:
+    """Where a message says that a picture stands.
+
+    Attributes:
+        at: the message's content, as errors call it.
+        offset: characters of that content before the picture.
+    """
+
+    at: str
+    offset: int
+
+
 class Reading:
     """What reading one row needs besides the row.
 
@@ -47,7 +61,7 @@ class Reading:
         report: of all rows; columns that nobody reads are named there.
         explicit_prompt: whether the rows have a column `prompt`.
         notes: what was done to the row in hand.
-        placeholders: where messages of the row in hand have a place for a picture.
+        placeholders: where messages of the row in hand have a place for a picture, in order.
     """
 
     def __init__(self, policy: RowPolicy, report: RowReport, *, explicit_prompt: bool) -> None:
@@ -55,7 +69,7 @@ class Reading:
         self.report = report
         self.explicit_prompt = explicit_prompt
         self.notes: set[str] = set()
-        self.placeholders: list[str] = []
+        self.placeholders: list[Placeholder] = []
 
     def text(self, value: object, at: str) -> str:
         """`value` if it is text, with lone surrogates as the policy says."""
@@ -116,10 +130,8 @@ class Reading:
             if not isinstance(part, Mapping):
                 raise RowProblem("wrong_type", f"{at}[{i}]", f"{type(part).__name__} as a part")
             if part.get("type") == "image":
-                # The row's pictures stand in columns of their own and before these words.
-                if texts:
-                    raise RowProblem("unsupported_content", f"{at}[{i}]", "a picture behind words")
-                self.placeholders.append(at)
+                # The row's pictures stand in columns of their own.
+                self.placeholders.append(Placeholder(at, sum(map(len, texts))))
                 continue
             if part.get("type") != "text":
                 raise RowProblem("unsupported_content", f"{at}[{i}]", "a part that is no text")

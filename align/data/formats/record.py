@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from align.data.formats.columns import (
@@ -18,9 +18,9 @@ from align.data.formats.columns import (
     truth_of,
     weights_of,
 )
+from align.data.formats.places import image_places_of
 from align.data.formats.reading import Reading, Texts
-from align.data.images import ImageRef, refs_of
-from align.data.messages import Text
+from align.data.images import refs_of
 from align.data.pairs import PreferencePair
 from align.data.problems import RowProblem
 
@@ -66,7 +66,10 @@ def pair_of_row(
     prompt, chosen, rejected = texts
     column = "image" if row.get("images") is None else "images"
     images = refs_of(row.get(column), column, source)
-    _check_placeholders(prompt, images, reading.placeholders)
+    if images is not None and isinstance(prompt, str):
+        detail = "beside plain text, which has no place for a picture; give messages"
+        raise RowProblem("unsupported_content", "images", detail)
+    places = image_places_of(row, texts, images, reading.placeholders)
     return PreferencePair(
         prompt=prompt,
         chosen=chosen,
@@ -83,6 +86,7 @@ def pair_of_row(
         chosen_ids=ids["chosen_ids"],
         rejected_ids=ids["rejected_ids"],
         images=images,
+        image_places=places,
         rejected_images=rejected_images_of(row, images, source),
         pair_kind=_optional_text(row, "pair_kind", reading),
         group_id=str(group) if isinstance(group, int) else _group(group, reading),
@@ -97,21 +101,3 @@ def _group(group: object, reading: Reading) -> str | None:
 
 def _optional_text(row: Mapping[str, Any], column: str, reading: Reading) -> str | None:
     return None if row.get(column) is None else reading.text(row[column], column)
-
-
-def _check_placeholders(
-    prompt: Text, images: tuple[ImageRef, ...] | None, marked: Sequence[str]
-) -> None:
-    if images is not None and isinstance(prompt, str):
-        detail = "beside plain text, which has no place for a picture; give messages"
-        raise RowProblem("unsupported_content", "images", detail)
-    if not marked:
-        return
-    if images is None:
-        raise RowProblem("missing_field", "images", "absent, while a message has its place")
-    first = next((i for i, m in enumerate(prompt) if m.role == "user"), None)  # type: ignore[union-attr]
-    columns = ("prompt", "conversations", "conversation", "messages")
-    places = {f"{column}[{first}].{key}" for column in columns for key in ("content", "value")}
-    if len(set(marked)) > 1 or marked[0] not in places or len(marked) != len(images):
-        detail = f"{len(marked)} places for {len(images)} pictures, which stand at the front of"
-        raise RowProblem("unsupported_content", marked[0], f"{detail} the first user turn")

@@ -24,7 +24,7 @@ class GroupObjective(Formula, frozen=True):
         """The unreduced loss of N completions, in float32 or wider.
 
         Raises:
-            RecipeError: a needed role is missing.
+            RecipeError: a needed role is missing, or what is needed of the whole vocabulary.
             DataError: a needed column is missing, one that is not accepted is there, or a shape or
                 value of what the formula reads is not what `GroupInputs` says.
         """
@@ -38,7 +38,12 @@ class GroupObjective(Formula, frozen=True):
             RecipeError, DataError: as `__call__` says.
         """
         return check_groups(
-            inputs, self.name, self.needs, self.accepts, win_rates=self.scores_are_win_rates
+            inputs,
+            self.name,
+            self.needs,
+            self.accepts,
+            win_rates=self.scores_are_win_rates,
+            vocabulary=self.vocabulary,
         )
 
 

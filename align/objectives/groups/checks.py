@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from align.errors import AlignError, DataError, RecipeError
+from align.objectives.checks import with_vocabulary
 from align.objectives.refusals import refuse
 from align.types import ROLES, GroupInputs, Logps, at_least_float32
 
@@ -20,6 +21,7 @@ def check_groups(
     accepts: frozenset[str],
     *,
     win_rates: bool,
+    vocabulary: frozenset[str] = frozenset(),
 ) -> GroupInputs:
     """What the objective of this name reads of `inputs`, without gradient but for `policy`.
 
@@ -31,9 +33,10 @@ def check_groups(
         needs: fields that must be there.
         accepts: further fields that are read where they are there.
         win_rates: `score` must lie in [0, 1].
+        vocabulary: fields of the policy's `Logps` that must be there.
 
     Raises:
-        RecipeError: a needed role is missing.
+        RecipeError: a needed role is missing, or a field of the policy's.
         DataError: anything else that is missing, not accepted, or wrong in shape or value.
     """
     policy = inputs.policy
@@ -47,6 +50,7 @@ def check_groups(
         )
     lengths = policy.lengths()
     _refuse(lengths < 1, lengths, "no token is a completion's: leave the row out")
+    policy = with_vocabulary(policy, objective, vocabulary)
     if inputs.group.shape != policy.mask.shape[:1] or inputs.group.is_floating_point():
         raise DataError(
             f"`group` has shape {list(inputs.group.shape)} and type {inputs.group.dtype}, but is "

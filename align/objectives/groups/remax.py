@@ -12,15 +12,14 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from align.objectives.base import present
-from align.objectives.coupled import Carried, CoupledGroups
+from align.objectives.groups.token_mean import TokenMean
 from align.objectives.groups.tokens import token_logps, token_logratio, token_sum
 from align.types import GroupInputs, GroupOutput
 
 
-class ReMax(CoupledGroups, frozen=True):
+class ReMax(TokenMean, frozen=True):
     r"""L = -sum_t G_t log pi(y_t) / (mean tokens of the step's completions).
 
     G_t = gamma^(T - t + 1) clip(A, -clip, clip) - kl_beta (log pi_previous(y_t) - log pi_ref(y_t))
@@ -31,8 +30,6 @@ class ReMax(CoupledGroups, frozen=True):
     """
 
     name: Literal["remax"] = "remax"
-    measures = ("tokens",)
-    gives = ("mean tokens",)
 
     kl_beta: float = Field(
         default=0.05,
@@ -49,15 +46,6 @@ class ReMax(CoupledGroups, frozen=True):
         """`advantage`; `previous` and `reference` where kl_beta > 0."""
         return frozenset({"advantage"} | ({"previous", "reference"} if self.kl_beta > 0 else set()))
 
-    def measure(self, inputs: GroupInputs) -> Tensor:
-        """[N, 1]: number of completion tokens."""
-        return inputs.policy.lengths().to(present(inputs.advantage).dtype)[:, None]
-
-    def couple(self, measured: Tensor, carried: Carried) -> tuple[Tensor, dict[str, float]]:
-        """[S, 1]: their mean, the same for each completion."""
-        del carried
-        return measured.mean(dim=0, keepdim=True).expand(len(measured), 1), {}
-
     def __call__(self, inputs: GroupInputs) -> GroupOutput:
         """Loss and reward of N completions, and which advantages are cut."""
         inputs = self.checked(inputs)
@@ -70,7 +58,7 @@ class ReMax(CoupledGroups, frozen=True):
             returns = returns - self.kl_beta * kl
         gain = token_sum(returns * token_logps(inputs.policy), mask)
         return GroupOutput(
-            loss=-gain / present(inputs.coupling)[:, 0],
+            loss=-gain / self.mean_tokens(inputs),
             reward=inputs.policy.total().detach(),
             metrics={"clipped": (cut != advantage).to(advantage.dtype)},
         )

@@ -22,6 +22,7 @@ from align.objectives.groups.tokens import (
     clipped_gain,
     is_last,
     ratio,
+    stopped_by_clip,
     token_logratio,
     token_sum,
 )
@@ -65,15 +66,15 @@ class RTO(GroupObjective, frozen=True):
         advantage = torch.where((count > 1)[:, None], advantage, 0.0)
         logratio = token_logratio(inputs.policy, previous)
         u = ratio(logratio)
-        gain = clipped_gain(advantage, u, self.clip)
-        stopped = (advantage * (u.detach() - u.detach().clamp(1 - self.clip, 1 + self.clip))) > 0
+        gain = clipped_gain(advantage, u, self.clip, self.clip)
+        stopped = stopped_by_clip(advantage, u, self.clip, self.clip)
         lengths = inputs.policy.lengths().to(gain.dtype)
         return GroupOutput(
             loss=-token_sum(gain, mask) / lengths,
             reward=token_sum(logratio, mask).detach(),
             metrics={
                 "return": returns,
-                "clipped": token_sum(stopped.to(gain.dtype), mask) / lengths,
+                "clipped": token_sum(stopped, mask) / lengths,
             },
         )
 

@@ -37,9 +37,32 @@ def k3(policy: Logps, frozen: Logps) -> Tensor:
     return ratio(-x) + x - 1
 
 
-def clipped_gain(advantage: Tensor, u: Tensor, clip: float) -> Tensor:
-    """min(u A, clip(u, 1 - clip, 1 + clip) A): PPO's, to be maximised (arXiv:1707.06347, eq. 7)."""
-    return torch.minimum(u * advantage, u.clamp(1 - clip, 1 + clip) * advantage)
+def clipped_gain(
+    advantage: Tensor, u: Tensor, low: float, high: float, largest: float | None = None
+) -> Tensor:
+    """min(u A, clip(u, 1 - low, 1 + high) A): PPO's, to be maximised (arXiv:1707.06347, eq. 7).
+
+    Args:
+        advantage: A, of the shape of `u` or one that spreads to it.
+        u: ratios of probabilities.
+        low: how far u counts below 1, where A < 0.
+        high: how far u counts above 1, where A > 0.
+        largest: what u is cut to before all else, which bounds the loss where A < 0 (the dual clip
+            of arXiv:1912.09729, TRL's `delta`).
+    """
+    kept = u if largest is None else u.clamp(max=largest)
+    return torch.minimum(kept * advantage, u.clamp(1 - low, 1 + high) * advantage)
+
+
+def stopped_by_clip(advantage: Tensor, u: Tensor, low: float, high: float) -> Tensor:
+    """1 where u is beyond what the clip lets A drive it to, which leaves no gradient; else 0."""
+    u = u.detach()
+    return (advantage * (u - u.clamp(1 - low, 1 + high)) > 0).to(u.dtype)
+
+
+def mean_logratio(logratio: Tensor, policy: Logps) -> Tensor:
+    """[N] nats: mean over the completion's tokens of log-ratios [N, T]."""
+    return token_sum(logratio, policy.mask) / policy.lengths()
 
 
 def token_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -49,17 +49,26 @@ class PixelReader:
             images = [[open_image(ref) for ref in row.images] for row in rows]
         except RowProblem as problem:
             raise DataError(f"A picture of this batch is gone: {problem.detail}.") from problem
-        # Without text: padding would leave its mark in the tokenizer, and in its digest.
-        found: dict[str, Any] = dict(
-            self.processor(images=[some for some in images if some], return_tensors="pt")
-        )
+        found = self._pixels([some for some in images if some])
         for at, (row, n, _) in enumerate(shown):
             if row.degraded is not None:
                 self._degrade(found, at, row.degraded, n)
         if getattr(self.processor, "return_mm_token_type_ids", False):
             kinds = self.processor.create_mm_token_type_ids(input_ids.tolist())
-            found["mm_token_type_ids"] = torch.tensor(kinds, dtype=torch.long)
+            # Gemma 3's model has a name of its own for them.
+            own = _is_of(self.processor, "Gemma3Processor")
+            name = "token_type_ids" if own else "mm_token_type_ids"
+            found[name] = torch.tensor(kinds, dtype=torch.long)
         return found
+
+    def _pixels(self, images: list[list[Any]]) -> dict[str, Any]:
+        """Without text: padding would leave its mark in the tokenizer, and in its digest."""
+        processor = self.processor
+        if not _is_of(processor, "Gemma"):
+            return dict(processor(images=images, return_tensors="pt"))
+        # These write a text where there is none.
+        found: Any = processor.image_processor(images, return_tensors="pt")
+        return {k: v for k, v in found.items() if k not in processor.unused_input_names}
 
     def _degrade(self, found: dict[str, Any], at: int, degraded: Degraded, number: int) -> None:
         """Degrades picture `at` of the batch in place."""
@@ -78,6 +87,10 @@ class PixelReader:
                 f"{type(self.processor).__name__} cuts a picture into tiles of its own; degraded "
                 "pictures are made for LLaVA's and Qwen-VL's layouts only."
             )
+
+
+def _is_of(processor: Any, family: str) -> bool:
+    return any(kind.__name__.startswith(family) for kind in type(processor).__mro__)
 
 
 def pictures_of(processor: Any, shown: Sequence[Shown]) -> Pictures | None:

@@ -184,6 +184,25 @@ def test_memory_of_full_training(config: LlamaConfig, pairs: list[TokenizedPair]
     assert memory.activations == tokens * LAYERS * 34 * HIDDEN
 
 
+def test_a_reference_whose_distributions_are_compared_stays_in_memory(
+    config: LlamaConfig, pairs: list[TokenizedPair], tmp_path: Path
+) -> None:
+    def weights(objective: dict[str, Any], **sections: Any) -> tuple[int, Any]:
+        one = recipe(objective, **sections)
+        parameters = count_parameters(one, config)
+        return estimate_memory(one, pairs, parameters, config).weights, parameters
+
+    found, parameters = weights({"name": "tdpo"})
+    assert found == 2 * 4 * parameters.total
+    assert weights({"name": "wpo", "alignment": "sampled"})[0] == 4 * parameters.total
+    lora = {"model": Model(model_name_or_path="a/b", use_peft=True, lora_r=4)}
+    found, parameters = weights({"name": "tdpo"}, **lora)
+    assert found == 4 * parameters.total
+    other = {"roles": Roles(reference=str(tmp_path))}
+    found, parameters = weights({"name": "tdpo"}, **lora, **other)
+    assert found == 4 * parameters.total + 4 * (parameters.total - parameters.adapter)
+
+
 @pytest.mark.parametrize(
     ("optim", "bytes_each"),
     [("adamw_8bit", 2), ("sgd", 0), ("lion_32bit", 4), ("adafactor", 0), ("paged_adamw_32bit", 8)],

@@ -281,10 +281,10 @@ BAD_CHAT: Mapping[str, tuple[Any, str, str]] = {
         "missing_field",
         "images",
     ),
-    "image part behind words": (
-        chat_row(images=["a.png"], prompt=[turn(U, [QUESTION, IMAGE])]),
+    "image place outside of the prompt": (
+        chat_row(images=["a.png"], image_places=[[3, 0]]),
         "unsupported_content",
-        "prompt[0].content[1]",
+        "image_places",
     ),
     "two places for one image": (
         chat_row(images=["a.png"], prompt=[turn(U, [IMAGE, IMAGE, QUESTION])]),

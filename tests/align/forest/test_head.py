@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import align.forest.head
-from align.forest.head import EdgeStatistics, Head, LayerHead, edge_logps, head_of
+from align.forest.head import EdgeStatistics, edge_logps
+from align.forest.lm_head import Head, LayerHead, head_of
 
 EDGES, WIDTH, VOCABULARY = 7, 5, 11
 # Name: (bias, scale, softcap)
@@ -66,14 +67,14 @@ def upstream(edges: int = EDGES) -> Tensor:
 def chunk(monkeypatch: pytest.MonkeyPatch, size: int) -> list[Tensor]:
     """Sets the size of a chunk; the list gets the logits of each that is made."""
     made: list[Tensor] = []
-    original = align.forest.head._logits
+    original = align.forest.head.matrix_logits
 
     def spy(*arguments: Any) -> Tensor:
         made.append(original(*arguments))
         return made[-1]
 
     monkeypatch.setattr(align.forest.head, "CHUNK", size)
-    monkeypatch.setattr(align.forest.head, "_logits", spy)
+    monkeypatch.setattr(align.forest.head, "matrix_logits", spy)
     return made
 
 

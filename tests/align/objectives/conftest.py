@@ -42,6 +42,11 @@ ROWS = {
     ),
 }
 SCORES = ([1.5, 0.2], [-0.5, 0.7])
+# log sum_v p(v)^2 at the policy's tokens, nats; 7 stands where the mask is False.
+COLLISION = {
+    "chosen": [[-0.5, -1.0, -0.3, 7], [-1.2, -0.6, -0.9, -0.2]],
+    "rejected": [[-0.8, -0.7, -1.1, -0.4], [-0.5, -1.0, 7, 7]],
+}
 
 
 def padded(rows: Sequence[Sequence[float]], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -93,7 +98,8 @@ def gradients() -> Callable[[Objective, PairInputs], tuple[Tensor, Pair[Tensor]]
         chosen = inputs.policy.chosen.token.detach().clone().requires_grad_()
         rejected = inputs.policy.rejected.token.detach().clone().requires_grad_()
         policy = Pair(
-            Logps(chosen, inputs.policy.chosen.mask), Logps(rejected, inputs.policy.rejected.mask)
+            replace(inputs.policy.chosen, token=chosen),
+            replace(inputs.policy.rejected, token=rejected),
         )
         loss = objective(replace(inputs, policy=policy)).loss
         grads = torch.autograd.grad(loss.mean(), [chosen, rejected], materialize_grads=True)
@@ -198,5 +204,20 @@ def scores() -> Callable[..., Pair[Tensor]]:
         dtype: torch.dtype = torch.float64,
     ) -> Pair[Tensor]:
         return Pair(torch.tensor(chosen, dtype=dtype), torch.tensor(rejected, dtype=dtype))
+
+    return build
+
+
+@pytest.fixture
+def aligned() -> Callable[[PairInputs], PairInputs]:
+    """aligned(golden pairs): with a collision at each of the policy's tokens."""
+
+    def build(inputs: PairInputs) -> PairInputs:
+        def side(name: str, logps: Logps) -> Logps:
+            return replace(logps, collision=torch.tensor(COLLISION[name], dtype=logps.token.dtype))
+
+        policy = inputs.policy
+        sides = Pair(side("chosen", policy.chosen), side("rejected", policy.rejected))
+        return replace(inputs, policy=sides)
 
     return build

@@ -16,9 +16,9 @@ import yaml
 from torch import Tensor
 
 from align.errors import AlignError
-from align.objectives import AnyObjective, Coupled, Objective, objective_from
+from align.objectives import TDPO, AnyObjective, Coupled, Objective, objective_from
 from align.objectives.base import present
-from align.types import PAIR_KINDS, Logps, ObjectiveOutput, Pair, PairInputs
+from align.types import OF_VOCABULARY, PAIR_KINDS, Logps, ObjectiveOutput, Pair, PairInputs
 
 MEMBERS: list[type[Objective]] = list(get_args(get_args(AnyObjective)[0]))
 FURTHER: Mapping[str, list[dict[str, Any]]] = {
@@ -34,7 +34,9 @@ FURTHER: Mapping[str, list[dict[str, Any]]] = {
     "sum": [
         {"of": [{"weight": 0.8, "objective": {"name": name}} for name in names]}
         for names in (["dpo", "chosen_nll"], ["hinge", "rebel"], ["simpo"], ["bco", "dpo", "aot"])
-    ],
+    ]
+    + [{"of": [{"pair_weight": "wpo", "objective": {"name": "simpo"}}]}],
+    "tdpo": [{"alpha": 0.0}],
 }
 STOPS_GRADIENT = {  # by choice of the formula: no gradcheck, but goldens with frozen copies
     "p3o": "the importance ratio of the other side is a constant weight",
@@ -96,6 +98,8 @@ def random_inputs(
         **{role: Pair(logps("chosen"), logps("rejected")) for role in ROLES},
         score=Pair(*torch.rand(2, B, dtype=torch.float64).to(dtype)),
     )
+    sides = (inputs.policy.chosen, inputs.policy.rejected)
+    inputs = replace(inputs, policy=Pair(*(of_vocabulary(side) for side in sides)))
     if objective.name in ORDERED_SCORES:
         score = present(inputs.score)
         high, low = (
@@ -117,6 +121,12 @@ def random_inputs(
     return inputs
 
 
+def of_vocabulary(policy: Logps) -> Logps:
+    """With a collision and a divergence at every token."""
+    drawn = torch.rand(2, B, T, dtype=torch.float64).to(policy.token.dtype)
+    return replace(policy, collision=-2 * drawn[0], divergence=drawn[1])
+
+
 def mapped(
     inputs: PairInputs,
     per_pair: Callable[[Tensor], Tensor],
@@ -125,11 +135,14 @@ def mapped(
     """`inputs` with a change to every [B] tensor, and to every [B, T] one (given its mask)."""
 
     def role(pair: Pair[Logps] | None) -> Pair[Logps] | None:
-        return pair and Pair(
-            *[
-                Logps(per_token(side.token, side.mask), per_token(side.mask, side.mask))
-                for side in (pair.chosen, pair.rejected)
-            ]
+        return pair and Pair(*[logps(side) for side in (pair.chosen, pair.rejected)])
+
+    def logps(side: Logps) -> Logps:
+        others = {name: getattr(side, name) for name in OF_VOCABULARY}
+        return Logps(
+            per_token(side.token, side.mask),
+            per_token(side.mask, side.mask),
+            **{n: None if x is None else per_token(x, side.mask) for n, x in others.items()},
         )
 
     score, preference, weight = inputs.score, inputs.preference, inputs.token_weight
@@ -187,7 +200,7 @@ def with_gradient(inputs: PairInputs, field: str) -> tuple[PairInputs, list[Tens
     if isinstance(value, Tensor):
         return replace(inputs, **{field: leaf(value)}), leaves
     sides = [
-        Logps(leaf(side.token), side.mask) if isinstance(side, Logps) else leaf(side)
+        replace(side, token=leaf(side.token)) if isinstance(side, Logps) else leaf(side)
         for side in (value.chosen, value.rejected)
     ]
     return replace(inputs, **{field: Pair(*sides)}), leaves
@@ -261,7 +274,7 @@ def test_loss_and_gradient_are_finite_far_away_and_at_the_start(objective, dtype
     inputs = random_inputs(objective, dtype)
     inputs = replace(inputs, **dict.fromkeys(ROLES, inputs.policy))
     policy = {
-        name: Logps(torch.full_like(logps.token, -1e4), logps.mask)
+        name: replace(logps, token=torch.full_like(logps.token, -1e4))
         if side in (name, "both")
         else logps
         for name, logps in (("chosen", inputs.policy.chosen), ("rejected", inputs.policy.rejected))
@@ -277,12 +290,14 @@ def test_the_gradient_is_that_of_the_loss(objective):
 
     def loss(chosen: Tensor, rejected: Tensor) -> Tensor:
         policy = Pair(
-            Logps(chosen, inputs.policy.chosen.mask), Logps(rejected, inputs.policy.rejected.mask)
+            replace(inputs.policy.chosen, token=chosen),
+            replace(inputs.policy.rejected, token=rejected),
         )
         return objective(replace(inputs, policy=policy)).loss
 
     _, leaves = with_gradient(inputs, "policy")
-    if objective.name not in STOPS_GRADIENT:
+    weighted = objective.name == "sum" and any(part.pair_weight == "wpo" for part in objective.of)
+    if objective.name not in STOPS_GRADIENT and not weighted:
         assert torch.autograd.gradcheck(loss, leaves)
     grads = torch.autograd.grad(loss(*leaves).sum(), leaves, materialize_grads=True)
     asked = grads[:1] if objective.name in ONE_SIDED else grads
@@ -377,6 +392,49 @@ def test_what_is_not_declared_is_not_read(objective):
         absent = replace(absent, **{field: None})
     assert_same(objective(poisoned), objective(inputs))
     assert_same(objective(absent), objective(inputs))
+
+
+def with_policy(inputs: PairInputs, **fields: Tensor | None) -> PairInputs:
+    sides = (inputs.policy.chosen, inputs.policy.rejected)
+    return replace(inputs, policy=Pair(*(replace(side, **fields) for side in sides)))
+
+
+@every_objective
+@pytest.mark.parametrize("name", OF_VOCABULARY)
+def test_what_is_declared_of_the_vocabulary_is_read_and_nothing_else(objective, name):
+    inputs = random_inputs(objective)
+    absent = with_policy(inputs, **{name: None})
+    if name not in objective.vocabulary:
+        poisoned = with_policy(inputs, **{name: torch.full((B, T), math.nan)})
+        assert_same(objective(poisoned), objective(inputs))
+        assert_same(objective(absent), objective(inputs))
+        return
+    with pytest.raises(AlignError, match=f"`{objective.name}` needs `{name}` of the policy's"):
+        objective(absent)
+    if objective != TDPO(alpha=0.0):
+        # Another number on each side, since some formulas read a difference.
+        other = with_policy(inputs, **{name: torch.rand(B, T, dtype=torch.float64)})
+        other = replace(other, policy=Pair(other.policy.chosen, inputs.policy.rejected))
+        assert not torch.allclose(objective(other).loss, objective(inputs).loss)
+
+
+@every_objective
+def test_only_the_divergence_of_the_policy_has_gradient(objective):
+    inputs = random_inputs(objective)
+    leaves = {
+        name: [torch.rand(B, T, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+        for name in OF_VOCABULARY
+    }
+    sides = (inputs.policy.chosen, inputs.policy.rejected)
+    given = [
+        replace(side, **{name: leaf[i] for name, leaf in leaves.items()})
+        for i, side in enumerate(sides)
+    ]
+    inputs, _ = with_gradient(replace(inputs, policy=Pair(*given)), "policy")
+    objective(inputs).loss.sum().backward()
+    assert all(leaf.grad is None for leaf in leaves["collision"])
+    reads = "divergence" in objective.vocabulary and objective != TDPO(alpha=0.0)
+    assert any(leaf.grad is not None and leaf.grad.any() for leaf in leaves["divergence"]) == reads
 
 
 @every_objective

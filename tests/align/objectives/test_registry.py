@@ -40,6 +40,7 @@ TABLE = {  # the contract: needs, accepts
     "ipo": ({"reference"}, {"preference"}),
     "rdpo": ({"reference"}, set()),
     "rpo": ({"reference"}, {"preference"}),
+    "tdpo": ({"reference"}, {"preference"}),
     "tgdpo": ({"reference", "guide"}, set()),
     "copg": ({"reference", "score"}, set()),
     "p3o": ({"previous", "reference", "score"}, set()),
@@ -77,17 +78,26 @@ TABLE = {  # the contract: needs, accepts
     # over groups of completions
     "anchored_zero_unpaired": ({"reference", "label"}, set()),
     "bco_unpaired": ({"reference", "label"}, set()),
+    "cispo": ({"previous", "score"}, set()),
     "copg_group": ({"reference", "score"}, set()),
+    "dapo": ({"previous", "score"}, set()),
     "direct_advantage": ({"reference", "advantage"}, set()),
     "gepo": ({"reference", "label"}, set()),
+    "gmpo": ({"previous", "score"}, set()),
     "group_relative": ({"previous", "score"}, set()),
+    "gspo": ({"previous", "score"}, set()),
     "kto": ({"reference", "label"}, {"mismatched"}),
     "lipo": ({"reference", "score"}, set()),
+    "luspo": ({"previous", "score"}, set()),
     "nft": ({"previous", "score"}, set()),
     "plackett_luce": ({"reference", "score"}, set()),
+    "reinforce_pp": ({"previous", "reference", "score"}, set()),
     "remax": ({"previous", "reference", "advantage"}, set()),
+    "rloo": ({"previous", "reference", "score"}, set()),
     "rto": ({"reference", "previous", "guide", "score"}, set()),
+    "sapo": ({"previous", "score"}, set()),
     "trpa": ({"reference", "previous", "score"}, set()),
+    "vespo": ({"previous", "score"}, set()),
 }
 LEAST = {"sum": {"of": [{"objective": {"name": "dpo"}}]}}  # what a node cannot do without
 
@@ -109,6 +119,9 @@ def test_needs_and_accepts_are_those_of_the_contract(name):
         ({"name": "remax", "kl_beta": 0}, {"advantage"}, set()),
         ({"name": "trpa", "trust_weight": 0}, {"reference", "score"}, set()),
         ({"name": "group_relative", "kl_beta": 0.1}, {"previous", "score", "reference"}, set()),
+        ({"name": "vespo", "kl_beta": 0.1}, {"previous", "score", "reference"}, set()),
+        ({"name": "rloo", "kl_beta": 0}, {"previous", "score"}, set()),
+        ({"name": "reinforce_pp", "kl_beta": 0}, {"previous", "score"}, set()),
     ],
 )
 def test_needs_hang_on_the_fields_where_the_contract_says_so(node, needs, accepts):
@@ -255,7 +268,8 @@ def test_no_formula_file_is_outside_its_union():
     }
     assert files == set(NAMES)
     files = {path.stem for path in (folder / "groups").glob("*.py")}
-    assert files - {"__init__", "base", "checks", "tokens"} == set(GROUP_NAMES)
+    shared = {"__init__", "advantages", "base", "checks", "token_mean", "tokens"}
+    assert files - shared == set(GROUP_NAMES)
 
 
 @pytest.mark.parametrize("member", [*MEMBERS, *GROUP_MEMBERS], ids=lambda m: m.__name__)

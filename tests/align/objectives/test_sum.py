@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from align.errors import RecipeError
-from align.objectives import DPO, ODPO, ORPO, RPO, ChosenNLL, Hinge, Sum, objective_from
+from align.objectives import (
+    DPO,
+    ODPO,
+    ORPO,
+    RPO,
+    TDPO,
+    WPO,
+    ChosenNLL,
+    Hinge,
+    Sum,
+    objective_from,
+)
 from align.objectives.sum import Part
 
 
@@ -118,3 +129,38 @@ def test_a_part_may_be_of_a_file_and_its_code_counts(tmp_path: Path):
     assert mixture.model_dump()["of"][0]["objective"]["beta"] == 0.2
     assert registry.code_of(mixture) == registry.code_of(objective_from(own)) is not None
     assert registry.code_of(Sum(of=(Part(objective=DPO()),))) is None
+
+
+def test_golden_of_a_term_that_counts_by_wpos_weights(golden, assert_golden, aligned, dtype):
+    # w_c w_r = [0.7659283384 0.670320046, 0.7408182207 0.6065306597] of test_wpo, on hinge's
+    # 1 - 0.1 [0.4, 0.8], times 0.5; dL/dlogp_chosen = -0.5 w_c w_r 0.1 / 2
+    part = Part(weight=0.5, pair_weight="wpo", objective=Hinge(beta=0.1))
+    assert_golden(
+        Sum(of=(part,)),
+        aligned(golden(dtype)),
+        0.2265657703,
+        [0.2464402171, 0.2066913235],
+        [-0.012835428, -0.0112332241],
+        [0.012835428, 0.0112332241],
+    )
+
+
+def test_a_pair_weight_is_that_terms_alone(golden, aligned):
+    weighted = Part(pair_weight="wpo", objective=DPO())
+    both = Sum(of=(weighted, Part(weight=2.0, objective=Hinge())))
+    assert both.vocabulary == {"collision"}
+    assert Sum(of=(Part(objective=DPO()),)).vocabulary == set()
+    inputs = aligned(golden())
+    found = both(inputs)
+    wanted = WPO(alignment="sampled")(inputs).loss + 2 * Hinge()(inputs).loss
+    torch.testing.assert_close(found.loss, wanted)
+    assert found.metrics["weights/chosen"].tolist() == pytest.approx([0.7659283384, 0.7408182207])
+
+
+def test_it_needs_of_the_vocabulary_what_its_parts_do():
+    parts = (Part(objective=TDPO()), Part(pair_weight="wpo", objective=Hinge()))
+    assert Sum(of=parts).vocabulary == {"collision", "divergence"}
+    with pytest.raises(RecipeError, match="pair_weight"):
+        objective_from(
+            {"name": "sum", "of": [{"pair_weight": "wpoo", "objective": {"name": "dpo"}}]}
+        )

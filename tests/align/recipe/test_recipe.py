@@ -412,6 +412,11 @@ PROVOKED: dict[str, tuple[str | dict[str, Any], str, list[str]]] = {
         "",
         ["data.held_out: eval_pairs already gives the rows"],
     ),
+    "rows without a prompt": (
+        base("data", on_empty="keep_prompt"),
+        "",
+        ["data.on_empty: keep_prompt is for trainers in scripts"],
+    ),
     "a share of more than all": (base("data", held_out=1.5), "", ["data.held_out: found 1.5"]),
     "evaluation without rows": (
         base("data", held_out=0) | {"train": {"eval_strategy": "steps"}},

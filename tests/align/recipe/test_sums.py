@@ -55,7 +55,8 @@ def test_it_is_read_and_written_back(tmp_path: Path) -> None:
             [
                 "r.yaml:7: objective.of.0.objective.beta: found true, expected a number > 0",
                 "r.yaml:8: objective.of.1.objective: is missing",
-                "r.yaml:8: objective.of.1.x: no such key; the keys here are weight, objective",
+                "r.yaml:8: objective.of.1.x: no such key; the keys here are weight, pair_weight, "
+                "objective",
             ],
         ),
         (

@@ -57,6 +57,8 @@ trainer = PreferenceTrainer(
             {"objective": {"name": "aot_unpaired", "beta": 0.3}},
             {"objective": {"name": "bco", "beta": 0.3}},
             {"objective": {"name": "beta_dpo", "beta": 0.3, "keep": 0.6, "momentum": 0.5}},
+            # Not coupled, but computed from whole vocabularies, of the policy and the reference.
+            {"pair_weight": "wpo", "objective": {"name": "tdpo", "beta": 0.3}},
         ],
     },
 )
@@ -79,6 +81,9 @@ PER_STEP = (
     "bco/shift",
     "beta_dpo/beta",
     "beta_dpo/kept",
+    "tdpo/loss",
+    "tdpo/divergence/rejected",
+    "weights/chosen",
 )
 
 

@@ -34,7 +34,7 @@ SETTINGS = {
 }
 # Each of DPOConfig's own settings: what becomes of it here.
 BECOMES = {
-    "objective": {"beta", *LOSS_SWITCHES} - {"use_weighting"},
+    "objective": {"beta", *LOSS_SWITCHES},
     "honoured": {
         "model_init_kwargs",
         "trust_remote_code",
@@ -52,7 +52,7 @@ BECOMES = {
     },
     # No number depends on them: worker processes, and slots of padding that nobody attends to.
     "inert": {"dataset_num_proc", "pad_to_multiple_of", "padding_free"},
-    "refused": {"use_weighting", "truncation_mode"},
+    "refused": {"truncation_mode"},
 }
 
 
@@ -112,9 +112,7 @@ def test_another_trainer_refuses_its_loss_switches(make) -> None:
         make(RDPOTrainer, changes={"loss_type": "ipo"})
 
 
-@pytest.mark.parametrize(
-    "name", sorted(REFUSED.keys() - {"beta", "use_weighting"} - LOSS_SWITCHES.keys())
-)
+@pytest.mark.parametrize("name", sorted(REFUSED.keys() - {"beta"} - LOSS_SWITCHES.keys()))
 def test_what_would_change_a_number_is_refused_by_name(tmp_path, name) -> None:
     value = {"include_for_metrics": ["loss"]}.get(name, True)
     with pytest.raises(RecipeError, match=rf"DPOConfig\.{name} = .*silently dead"):
@@ -143,6 +141,13 @@ def test_loss_types_are_objectives(tmp_path) -> None:
     assert node(tmp_path, ld_alpha=0.0) == ld
     js = {"name": "dpo", "beta": 0.1, "f_divergence": "js_divergence"}
     assert node(tmp_path, f_divergence_type="js_divergence") == js
+    weighted = {"name": "wpo", "beta": 0.4, "alignment": "sampled"}
+    assert node(tmp_path, use_weighting=True, beta=0.4) == weighted
+    for switches, inner in (({"ld_alpha": 0.0}, ld), ({"f_divergence_type": "js_divergence"}, js)):
+        (part,) = node(tmp_path, use_weighting=True, **switches)["of"]
+        assert part == {"weight": 1.0, "pair_weight": "wpo", "objective": inner}
+    mixed = node(tmp_path, use_weighting=True, loss_type=["sigmoid", "sft"])
+    assert [part["pair_weight"] for part in mixed["of"]] == ["wpo", "wpo"]
 
 
 def test_every_loss_of_trl_is_in_the_table() -> None:
@@ -152,8 +157,8 @@ def test_every_loss_of_trl_is_in_the_table() -> None:
 
 
 def test_switches_that_have_no_form_here_say_so(tmp_path, caplog) -> None:
-    with pytest.raises(RecipeError, match=r"use_weighting: .*wpo"):
-        node(tmp_path, use_weighting=True)
+    with pytest.raises(RecipeError, match="use_weighting: loss_type aot_unpaired compares sorted"):
+        node(tmp_path, use_weighting=True, loss_type=["sigmoid", "aot_unpaired"])
     with pytest.raises(RecipeError, match=r"'sigmiod' is no loss .*did you mean `sigmoid`"):
         node(tmp_path, loss_type="sigmiod")
     with pytest.raises(RecipeError, match="not for hinge"):

@@ -8,12 +8,17 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig
+from tokenizers import processors
 from transformers import AutoTokenizer, GenerationConfig
 from trl import LogCompletionsCallback
 from trl.trainer.dpo_trainer import DPOTrainer as TRLTrainer
 
+from align.data.problems import RowProblem
 from align.errors import DataError, RecipeError
+from align.tokens.encoder import check_completion_ids
 from align.trainers import DPOConfig, DPOTrainer
+from align.trainers.group_kind import GROUPS
+from align.trainers.pair_kind import PAIRS
 from align.trainers.pair_rows import tokenised
 from align.worlds import world
 
@@ -112,9 +117,67 @@ def test_rows_that_spell_control_tokens_are_named(tmp_path, caplog) -> None:
     assert made[1]["prompt_ids"][-1] == bytewise.eos_token_id
 
 
-def test_an_empty_prompt_is_refused_by_name(make) -> None:
-    with pytest.raises(DataError, match=r"row 1, prompt: empty_prompt"):
-        make(rows=words(("", " b", " c"), ("a", " b", " d")))
+@pytest.mark.parametrize("bos", [None, "<s>"], ids=["bare", "with-bos"])
+@pytest.mark.parametrize("layout", ["tree", "padded"])
+def test_an_empty_prompt_is_trained_on_as_in_trl(bos, layout, tiny_folder, tmp_path) -> None:
+    """Without a token that opens a text, the first token of a completion is context."""
+    rows = words(
+        ("", "b c d", "c e f g"), ("a b", " b", " c d"), ("", "d", "e f"), ("", "d e", "d a")
+    )
+    found = []
+    for trainer in (trl.DPOTrainer, DPOTrainer):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+        backend = tokenizer.backend_tokenizer
+        if bos is None:
+            backend.post_processor = processors.TemplateProcessing(single="$A")
+        else:
+            single = f"{bos} $A"
+            opening = [(bos, tokenizer.convert_tokens_to_ids(bos))]
+            backend.post_processor = processors.TemplateProcessing(
+                single=single, special_tokens=opening
+            )
+        noise = {"neftune_noise_alpha": 1e-9} if layout == "padded" else {}
+        own = {"train_sampling_strategy": "sequential", "beta": 0.5, "max_steps": 3}
+        made = trainer(
+            tiny_folder,
+            args=trl.DPOConfig(str(tmp_path / trainer.__module__), **(SETTINGS | own | noise)),
+            train_dataset=rows,
+            processing_class=tokenizer,
+        )
+        made.train()
+        history = [row["loss"] for row in made.state.log_history if "loss" in row]
+        found.append((history, made.train_dataset["prompt_ids"][:], made))
+    (wanted, trls, _), (ours, ids, made) = found
+    assert ids == trls
+    assert [len(one) for one in ids] == ([0, 2, 0, 0] if bos is None else [1, 3, 1, 1])
+    assert ours == pytest.approx(wanted, abs=1e-5)
+    assert made.backend.backend.name == ("padded" if layout == "padded" else "tree")
+
+
+def test_without_a_prompt_one_token_teaches_nothing(make, tiny_folder, caplog) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    rows = [{"prompt_ids": [], "chosen_ids": [5], "rejected_ids": [6, 2]}]
+    with pytest.raises(DataError, match="no completion tokens"):
+        make(rows=Dataset.from_list(rows))
+    with caplog.at_level(logging.INFO):
+        make(rows=words(("", "b c", "c"), ("", "d", "a")))
+    assert "no_prompt" in caplog.text
+    with pytest.raises(RowProblem, match="one token and no prompt"):
+        check_completion_ids([], [5], "chosen", ends=False)
+
+
+def test_numbers_per_token_belong_to_the_tokens_that_are_scored(make) -> None:
+    """Without a prompt the first weight has no log-prob to weigh."""
+    weights = {"chosen_token_weight": [9.0, 2.0, 3.0], "rejected_token_weight": [9.0, 4.0]}
+    row = {"row_index": 0, "prompt_ids": [], "chosen_ids": [5, 6, 2], "rejected_ids": [7, 2]}
+    columns = PAIRS.columns([row | weights])
+    assert columns["chosen_token_weight"].tolist() == [[2.0, 3.0]]
+    assert columns["rejected_token_weight"].tolist() == [[4.0]]
+    one = {"token_weights": [[9.0, 2.0], [9.0, 3.0, 4.0]], "completions_ids": [[5, 2], [6, 7, 2]]}
+    assert GROUPS.columns([row | one])["token_weights"].tolist() == [[2.0, 0.0], [3.0, 4.0]]
+    beside = GROUPS.columns([row | one | {"prompt_ids": [1]}])
+    assert beside["token_weights"].tolist() == [[9.0, 2.0, 0.0], [9.0, 3.0, 4.0]]
 
 
 def test_completions_are_logged_by_trls_callback(make) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from align.errors import DataError, RecipeError
 from align.forest import backends
-from align.objectives import DPO, KTO
+from align.objectives import DAPO, DPO, KTO, ReinforcePP
 from align.trainers import GroupConfig, GroupTrainer
 from align.types import GroupInputs, Logps
 from tests.align.trainers.groups_in_code import Centred, Listwise, make_groups, settings
@@ -83,6 +83,7 @@ def by_hand(tiny_folder, groups: list[dict], objective) -> tuple[float, torch.Te
         policy=own_logps(model, rows),
         group=torch.arange(len(groups)).repeat_interleave(sizes),
         reference=frozen,
+        previous=frozen,
         score=torch.tensor([score for row in groups for score in row["scores"]]),
     )
     loss = objective(read).loss
@@ -132,14 +133,15 @@ def test_a_step_is_the_mean_over_completions_of_full_logits(
 @pytest.mark.parametrize(
     ("batch", "accumulation", "budget"), [(2, 3, None), (6, 1, 50), (3, 2, 40)]
 )
+@pytest.mark.parametrize("objective", [Centred(), DAPO(kl_beta=0.1), ReinforcePP()])
 def test_the_whole_step_of_groups_is_seen_whatever_its_passes(
-    built, groups, tiny_folder, reference, batch, accumulation, budget
+    built, groups, tiny_folder, reference, objective, batch, accumulation, budget
 ) -> None:
     """Every completion is given its own number of the step, at its own place."""
     look = Gradients()
     trainer = built(
-        Centred(),
-        roles={"reference": reference},
+        objective,
+        roles=dict.fromkeys(objective.needs & {"reference", "previous"}, reference),
         callbacks=[look],
         max_steps=1,
         max_grad_norm=0.0,
@@ -148,7 +150,7 @@ def test_the_whole_step_of_groups_is_seen_whatever_its_passes(
         token_budget=budget,
     )
     trainer.train()
-    loss, gradient = by_hand(tiny_folder, groups.to_list()[:6], Centred())
+    loss, gradient = by_hand(tiny_folder, groups.to_list()[:6], objective)
     assert steps_of(trainer)[0]["loss"] == pytest.approx(loss, abs=2e-6)
     torch.testing.assert_close(look.found[0], gradient, rtol=0, atol=2e-5)
 
@@ -213,6 +215,42 @@ def test_an_evaluation_does_not_depend_on_the_batch_size(built, reference) -> No
     for other in found[1:]:
         for name in names:
             assert other[name] == pytest.approx(found[0][name], abs=1e-6), name
+
+
+def test_compute_metrics_is_given_the_rewards_of_all_completions(built, reference, groups) -> None:
+    """In the data set's order, whatever the passes; beside labels, or else scores."""
+    held_out = groups.select(range(11))
+    sizes = [len(row) for row in held_out["labels"]]
+    seen = []
+
+    def metrics(given):
+        seen.append(given)
+        return {"n": len(given.predictions)}
+
+    for size, budget in ((11, None), (3, None), (11, 50)):
+        trainer = built(
+            roles={"reference": reference}, per_device_eval_batch_size=size, token_budget=budget
+        )
+        trainer.compute_metrics = metrics
+        assert trainer.evaluate(held_out)["eval_n"] == sum(sizes)
+    one, few, packed = seen
+    rows = trainer._evaluable(held_out, "eval")
+    batch = trainer._prepare_inputs(trainer._layout([rows[i] for i in range(11)]))
+    wanted = {}
+    with torch.no_grad():
+        for part in batch["parts"]:
+            policy, _ = trainer._logps(trainer.model.eval(), part)
+            frozen = trainer.kind.stored("reference", part, policy)
+            ratios = (policy.total() - frozen.total()).split(part["sizes"].tolist())
+            wanted |= dict(zip(part["place"].tolist(), ratios, strict=True))
+    rewards = trainer.objective.beta * torch.cat([wanted[i] for i in range(11)])
+    for given in (one, few, packed):
+        assert given.predictions.tolist() == pytest.approx(rewards.tolist(), abs=1e-5)
+        assert given.label_ids.tolist() == [int(one) for row in held_out["labels"] for one in row]
+    assert len(set(one.predictions.tolist())) == sum(sizes)
+    trainer.evaluate(held_out.remove_columns("labels"))
+    scores = [one for row in held_out["scores"] for one in row]
+    assert seen[-1].label_ids.tolist() == pytest.approx(scores, abs=1e-6)
 
 
 def test_new_groups_and_a_stream_are_evaluated_as_those_of_the_start(built, groups) -> None:

@@ -27,6 +27,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import align.trainers.mismatched as mismatched
+from align.objectives import DAPO
 from align.trainers import GroupConfig, GroupTrainer, KTOConfig, KTOTrainer
 from tests.align.trainers.groups_in_code import Listwise, settings
 
@@ -36,11 +37,22 @@ original = mismatched.mismatched_ids
 mismatched.mismatched_ids = lambda prompts, completions, block, limit: original(
     prompts, completions, 4, limit
 )
+roles = {"roles": {"reference": "start", "previous": "start"}}
 found = {}
+
+
+def metrics(given):
+    # Depends on the order.
+    place = torch.arange(1, len(given.predictions) + 1, dtype=torch.float64).numpy()
+    sums = {"mine": float(place @ given.predictions), "truth": float(place @ given.label_ids)}
+    return sums | {"n": len(place)}
+
+
 for name, table in json.loads(Path(rows).read_text()).items():
     kind, config, own = {
         "kto": (KTOTrainer, KTOConfig, {}),
         "groups": (GroupTrainer, GroupConfig, {"objective": Listwise()}),
+        "dapo": (GroupTrainer, GroupConfig, {"objective": DAPO(kl_beta=0.1), **roles}),
     }[name]
     data = Dataset.from_list(table)
     trainer = kind(
@@ -60,6 +72,7 @@ for name, table in json.loads(Path(rows).read_text()).items():
         ),
         train_dataset=data,
         eval_dataset=data.select(range(11)),
+        compute_metrics=metrics,
         processing_class=AutoTokenizer.from_pretrained(folder),
         **own,
     )
@@ -78,8 +91,9 @@ def results(tmp_path_factory, tiny_folder, root) -> dict[int, dict]:
     script = base / "train_four_steps.py"
     script.write_text(SCRIPT)
     rows = base / "rows.json"
+    groups = make_groups(ROWS).to_list()
     rows.write_text(
-        json.dumps({"kto": some_rows(ROWS).to_list(), "groups": make_groups(ROWS).to_list()})
+        json.dumps({"kto": some_rows(ROWS).to_list(), "groups": groups, "dapo": groups})
     )
     found = {}
     for processes, batch in ((1, 4), (2, 2)):
@@ -109,7 +123,7 @@ def results(tmp_path_factory, tiny_folder, root) -> dict[int, dict]:
     return found
 
 
-@pytest.mark.parametrize("name", ["kto", "groups"])
+@pytest.mark.parametrize("name", ["kto", "groups", "dapo"])
 def test_every_step_is_the_same_the_ragged_ones_included(results, name) -> None:
     one, two = ([row for row in results[n][name] if "loss" in row] for n in (1, 2))
     assert len(one) == len(two) == STEPS
@@ -121,7 +135,7 @@ def test_every_step_is_the_same_the_ragged_ones_included(results, name) -> None:
     assert name != "kto" or any(row["kl"] > 1e-3 for row in one)
 
 
-@pytest.mark.parametrize("name", ["kto", "groups"])
+@pytest.mark.parametrize("name", ["kto", "groups", "dapo"])
 def test_an_evaluation_is_the_same(results, name) -> None:
     """11 rows over two ranks: one of them is repeated, and must not enter a mean."""
     one, two = ([row for row in results[n][name] if "eval_loss" in row] for n in (1, 2))
@@ -129,3 +143,8 @@ def test_an_evaluation_is_the_same(results, name) -> None:
         if key != "kl" or name == "kto":
             expected = pytest.approx(one[0][f"eval_{key}"], rel=1e-6, abs=1e-6)
             assert two[0][f"eval_{key}"] == expected, key
+    # What `compute_metrics` was given, each completion once and in the rows' order.
+    for key in ("mine", "truth", "n"):
+        expected = pytest.approx(one[0][f"eval_{key}"], rel=1e-6, abs=1e-6)
+        assert two[0][f"eval_{key}"] == expected, key
+    assert abs(one[0]["eval_mine"]) > 1e-3

@@ -13,7 +13,9 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from align.errors import RecipeError
+from align.data.formats.groups import groups_from_rows
+from align.data.row_policy import RowPolicy
+from align.errors import DataError, RecipeError
 from align.objectives import KTO
 from align.trainers import GroupConfig, GroupTrainer, KTOConfig, KTOTrainer
 from align.trainers.kto import unbalanced
@@ -43,6 +45,18 @@ def some_rows(n: int = 18) -> Dataset:
             {"prompt": words(3, 9), "completion": f" {words(2, 9)}", "label": bool(i % 3)}
             for i in range(n)
         ]
+    )
+
+
+def some_pairs(n: int) -> Dataset:
+    """The rows of text as pairs, whose rejected side says one word more."""
+    rows = some_rows(n)
+    return Dataset.from_dict(
+        {
+            "prompt": rows["prompt"],
+            "chosen": rows["completion"],
+            "rejected": [f" {text} x" for text in rows["completion"]],
+        }
     )
 
 
@@ -124,16 +138,61 @@ def test_the_reference_is_had_as_trl_has_it(changes, tiny_folder, tiny_tokenizer
     assert len(set(found)) == STEPS
 
 
-def test_a_stream_without_a_kl_term_is_trained_on_as_its_rows_would_be(built) -> None:
-    changes = {"loss_type": "apo_zero_unpaired", "max_steps": 3}
-    table, stream = (
-        built(changes=changes),
-        built(some_rows().to_iterable_dataset(), changes=changes),
-    )
-    for trainer in (table, stream):
+@pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
+@pytest.mark.parametrize("form", ["rows", "pairs"])
+def test_a_stream_has_trls_trajectory(
+    form, loss_type, tiny_folder, tiny_tokenizer, tmp_path
+) -> None:
+    """Over an epoch's end, whose last block is half as long; and so is its evaluation."""
+    rows = some_rows() if form == "rows" else some_pairs(9)
+    common: dict[str, Any] = {"processing_class": tiny_tokenizer}
+    own = {"loss_type": loss_type, "per_device_eval_batch_size": 4}
+    made = []
+    for trainer, config in ((trl.KTOTrainer, trl.KTOConfig), (KTOTrainer, KTOConfig)):
+        stream, held_out = rows.to_iterable_dataset(), some_rows(4).to_iterable_dataset()
+        args = kto(tmp_path / trainer.__module__, config, **own)
+        given = {"train_dataset": stream, "eval_dataset": held_out, **common}
+        made.append(trainer(tiny_folder, args=args, **given))
+        made[-1].train()
+    theirs, ours = made
+    assert len(records(ours)) == STEPS
+    for step, (mine, trls) in enumerate(zip(records(ours), records(theirs), strict=True)):
+        for name in set(RECORDED) - ({"kl"} if loss_type != "kto" else set()):
+            assert (name in mine) == (name in trls), (step, name)
+            if name in trls:
+                assert mine[name] == pytest.approx(trls[name], abs=1e-5, rel=1e-5), (step, name)
+    if loss_type == "kto":
+        assert any(row["kl"] > 1e-3 for row in records(ours)), "the clamp hides everything"
+    assert ours.evaluate()["eval_loss"] == pytest.approx(theirs.evaluate()["eval_loss"], abs=1e-5)
+
+
+def test_rows_without_a_prompt_are_trained_on_as_in_trl(
+    tiny_folder, tiny_tokenizer, tmp_path
+) -> None:
+    """Their first token is context, of the mismatched completions too."""
+    rows = some_rows().to_list()
+    rows = [row | ({} if i % 3 else {"prompt": ""}) for i, row in enumerate(rows)]
+    common = {"train_dataset": Dataset.from_list(rows), "processing_class": tiny_tokenizer}
+    theirs = trl.KTOTrainer(tiny_folder, args=kto(tmp_path / "trl", trl.KTOConfig), **common)
+    ours = KTOTrainer(tiny_folder, args=kto(tmp_path / "ours"), **common)
+    for trainer in (theirs, ours):
         trainer.train()
-    found, wanted = ([row["loss"] for row in records(one)] for one in (stream, table))
-    assert found == pytest.approx(wanted, abs=1e-6)
+    assert sum(not ids for ids in ours.train_dataset["prompt_ids"]) == 6
+    for mine, trls in zip(records(ours), records(theirs), strict=True):
+        for name in ("loss", "grad_norm", "kl", "entropy", "num_tokens"):
+            assert mine[name] == pytest.approx(trls[name], abs=1e-5, rel=1e-5), name
+
+
+def test_a_block_of_a_stream_is_of_the_rows_that_are_left(built, caplog) -> None:
+    rows = some_rows(9).to_list()
+    rows[1]["completion"] = "  "
+    trainer = built(Dataset.from_list(rows).to_iterable_dataset(), changes={"max_steps": 2})
+    with caplog.at_level(logging.WARNING):
+        made = list(trainer.train_dataset)
+    assert "Row 1 of the train data is left out" in caplog.text
+    own = [row["completions_ids"] for row in made]
+    assert [row["row_index"] % 2**40 for row in made] == [0, 2, 3, 4, 5, 6, 7, 8]
+    assert [row["mismatched_ids"] for row in made] == [own[i] for i in (3, 0, 1, 2, 7, 4, 5, 6)]
 
 
 SPLITS = {
@@ -220,14 +279,7 @@ def test_an_evaluation_is_one_step_over_all_its_rows(built) -> None:
 
 
 def test_pairs_become_rows_in_trls_order(built, tiny_folder, tiny_tokenizer, tmp_path) -> None:
-    rows = some_rows(10)
-    pairs = Dataset.from_dict(
-        {
-            "prompt": rows["prompt"],
-            "chosen": rows["completion"],
-            "rejected": [f" {text} x" for text in rows["completion"]],
-        }
-    )
+    pairs = some_pairs(10)
     theirs = trl.KTOTrainer(
         tiny_folder,
         args=kto(tmp_path / "trl", trl.KTOConfig),
@@ -307,8 +359,6 @@ def test_what_the_kl_term_cannot_do_with_is_refused(built, tmp_path, tiny_folder
         built(changes={"train_sampling_strategy": "random"})
     with pytest.raises(RecipeError, match="per_device_train_batch_size is 1"):
         built(changes={"per_device_train_batch_size": 1})
-    with pytest.raises(RecipeError, match="is a stream"):
-        built(some_rows().to_iterable_dataset())
     with pytest.raises(RecipeError, match=r"'kot' is no loss .*did you mean `kto`"):
         kto(tmp_path, loss_type="kot")
     with pytest.raises(RecipeError, match=r"label_smoothing = 0\.1 .*silently dead"):
@@ -404,3 +454,11 @@ def test_sums_under_the_reference_are_trls(built, tiny_folder, tiny_tokenizer, t
     )
     for mine, trls in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, trls, rtol=1e-5, atol=1e-5)
+
+
+def test_a_picture_inside_of_a_message_is_named_and_not_passed_over() -> None:
+    content = [{"type": "image"}, {"type": "text", "text": "x"}]
+    row: dict[str, Any] = {"prompt": [{"role": "user", "content": content}], "label": True}
+    row["completion"] = [{"role": "assistant", "content": "y"}]
+    with pytest.raises(DataError, match=r"prompt\[0\]\.content: unsupported_content"):
+        groups_from_rows([("test", 1, row)], policy=RowPolicy())

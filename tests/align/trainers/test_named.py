@@ -64,14 +64,25 @@ CHANGED = {  # every field, none at its default
     "REFUEL": {"eta": 0.4},
     "SimPO": {"beta": 0.4, "gamma": 0.3},
     "SLiC": {"margin": 0.4, "nll_weight": 0.3},
-    "WPO": {"beta": 0.4},
+    "TDPO": {"beta": 0.4, "form": "tdpo2", "alpha": 0.3},
+    "WPO": {"beta": 0.4, "alignment": "sampled"},
     "Sum": {
         "of": [
-            {"weight": 0.8, "objective": {"name": "hinge", "beta": 0.4}},
-            {"weight": 0.2, "objective": {"name": "chosen_nll", "length_normalised": False}},
+            {
+                "weight": 0.8,
+                "pair_weight": "wpo",
+                "objective": {"name": "hinge", "beta": 0.4},
+            },
+            {
+                "weight": 0.2,
+                "pair_weight": "one",
+                "objective": {"name": "chosen_nll", "length_normalised": False},
+            },
         ]
     },
 }
+# At its default, because another field is read by that value alone.
+AT_DEFAULT = {("TDPO", "form")}
 NAMES = list(CHANGED)
 every_name = pytest.mark.parametrize("name", NAMES)
 
@@ -136,7 +147,12 @@ def test_every_field_reaches_the_objective(name, built) -> None:
     if name == "Sum":
         return  # it has no default
     default = pair_of(name)[0].objective_class().model_dump()
-    assert all(default[key] != value for key, value in CHANGED[name].items())
+    unchanged = {key for key, value in CHANGED[name].items() if default[key] == value}
+    assert {(name, key) for key in unchanged} == {one for one in AT_DEFAULT if one[0] == name}
+
+
+def test_the_other_form_of_tdpo_reaches_it_too(built) -> None:
+    assert built("TDPO", form="tdpo1").form == "tdpo1"
 
 
 def test_a_rule_between_fields_holds(built) -> None:

@@ -26,6 +26,15 @@ MIXTURE = [
     {"weight": 0.8, "objective": {"name": "dpo", "beta": 0.3}},
     {"weight": 0.2, "objective": {"name": "chosen_nll"}},
 ]
+WEIGHTED_IPO = {
+    "pair_weight": "wpo",
+    "objective": {"name": "ipo", "tau": 0.3, "length_normalised": True},
+}
+# Not hinge nor sft: TRL 1.16 multiplies in place what their backward pass still needs, and raises.
+WEIGHTED = [
+    {"weight": 0.8, "objective": {"name": "anchored_down", "beta": 0.3}},
+    {"weight": 0.2, "objective": {"name": "nca", "beta": 0.3}},
+]
 # Ours -> what TRL's DPOTrainer is told.
 DPO_FAMILY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hinge": ({"name": "hinge"}, {"loss_type": ["hinge"]}),
@@ -63,6 +72,15 @@ DPO_FAMILY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sum": (
         {"name": "sum", "of": MIXTURE},
         {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.8, 0.2]},
+    ),
+    "wpo": ({"name": "wpo", "alignment": "sampled"}, {"use_weighting": True}),
+    "weighted_ipo": (
+        {"name": "sum", "of": [WEIGHTED_IPO]},
+        {"loss_type": ["ipo"], "use_weighting": True},
+    ),
+    "weighted_sum": (
+        {"name": "sum", "of": [part | {"pair_weight": "wpo"} for part in WEIGHTED]},
+        {"loss_type": ["apo_down", "nca_pair"], "loss_weights": [0.8, 0.2], "use_weighting": True},
     ),
 }
 WITHOUT_REFERENCE: dict[str, tuple[dict[str, Any], Any, dict[str, Any]]] = {
@@ -195,7 +213,7 @@ def ours_of(
 @pytest.mark.parametrize("loss", DPO_FAMILY)
 def test_same_steps_as_trl(loss, kind, tiny_folder, tiny_tokenizer, prompted, tmp_path) -> None:
     objective, told = DPO_FAMILY[loss]
-    beta = {} if loss == "sum" else {"beta": 0.3}
+    beta = {} if objective["name"] == "sum" else {"beta": 0.3}
     theirs = TakesTokens(
         tiny_folder,
         args=trl.DPOConfig(**settings(tmp_path / "trl", kind), beta=0.3, **told),

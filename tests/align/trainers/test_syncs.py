@@ -107,7 +107,7 @@ def test_a_step_that_is_measured_first_waits_for_that_once_too(make) -> None:
         # One look at what was refused and one at what was measured.
         ("align/objectives/refusals.py", "tell", "_local_scalar_dense"): STEPS,
         ("align/trainers/bad_numbers.py", "_stop_on_bad_loss", "_local_scalar_dense"): STEPS,
-        ("align/trainers/coupling.py", "_of_all_ranks", "index"): 2 * STEPS,
+        ("align/trainers/metrics.py", "once_in_order", "index"): 2 * STEPS,
     }
     assert dict(seen.syncs) == ONCE_A_STEP | OTHERWISE | measured
 

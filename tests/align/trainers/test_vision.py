@@ -11,20 +11,25 @@ import pytest
 import torch
 import trl
 import yaml
+from datasets import Dataset
 from peft import LoraConfig
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast
 
+from align.data.formats.pairs import pairs_from_rows
 from align.data.images import Degraded, png
 from align.data.pairs import PreferencePair
 from align.data.problems import RowProblem
 from align.data.prompts import Prompt
 from align.data.row_policy import RowPolicy
 from align.data.row_report import RowReport
+from align.errors import DataError, RecipeError
 from align.policies.base import Sampling
 from align.policies.in_process import InProcessPolicy
 from align.policies.prompting import Ends, Prompting
 from align.progress import progress
+from align.reference import tokenizer_digest
 from align.tokens.dataset import to_dataset
 from align.tokens.encoding import encode_pair, encode_pairs
 from align.tokens.vision.columns import Shown
@@ -49,6 +54,8 @@ def folders(tmp_path_factory) -> dict[str, str]:
     return {
         "llava": vision_in_code.llava(tmp_path_factory.mktemp("llava")),
         "qwen": vision_in_code.qwen(tmp_path_factory.mktemp("qwen")),
+        "gemma_3": vision_in_code.gemma_3(tmp_path_factory.mktemp("gemma-3")),
+        "gemma_4": vision_in_code.gemma_4(tmp_path_factory.mktemp("gemma-4")),
     }
 
 
@@ -76,18 +83,29 @@ def lora() -> LoraConfig:
     return LoraConfig(r=4, lora_alpha=8, target_modules=names, lora_dropout=0.0)
 
 
+def said(content: str | list) -> dict:
+    return {"role": "assistant", "content": content}
+
+
 def trained(trainer) -> list[dict]:
     trainer.train()
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
 @pytest.mark.parametrize(
-    ("family", "adapter"), [("llava", "full"), ("llava", "lora"), ("qwen", "full")]
+    ("family", "adapter"),
+    [
+        ("llava", "full"),
+        ("llava", "lora"),
+        ("qwen", "full"),
+        ("gemma_3", "full"),
+        ("gemma_4", "full"),
+    ],
 )
 def test_same_trajectory_as_trl(family: str, adapter: str, folders, tmp_path: Path) -> None:
     common = {"train_dataset": vision_in_code.dataset()}
-    if family == "qwen":
-        common["processing_class"] = vision_in_code.qwen_processor()
+    if family != "llava":
+        common["processing_class"] = processor_of(family, folders)
     if adapter == "lora":
         common["peft_config"] = lora()
     theirs = trl.DPOTrainer(
@@ -110,6 +128,195 @@ def test_same_trajectory_as_trl(family: str, adapter: str, folders, tmp_path: Pa
     assert abs(found[-1]["rewards/margins"]) > 1e-3, "nothing was learned"
 
 
+def placed_rows() -> list[dict]:
+    """Pictures behind, between and before words, several of them, in any turn, and alone."""
+    image, red = {"type": "image"}, said("red")
+
+    def text(words: str) -> dict:
+        return {"type": "text", "text": words}
+
+    prompts = [
+        [{"role": "user", "content": [text("what colour is it ? "), image]}],
+        [{"role": "user", "content": [text("is "), image, text(" very "), image, text(" ?")]}],
+        [{"role": "user", "content": [image, text("what colour is it ?")]}],
+        [
+            {"role": "user", "content": [text("x")]},
+            {"role": "assistant", "content": [text("0")]},
+            {"role": "user", "content": [image, image, text(" what colour ?")]},
+        ],
+        [
+            {"role": "user", "content": [image]},
+            {"role": "assistant", "content": [text("it is")]},
+            {"role": "user", "content": [text("what colour is "), image]},
+        ],
+    ]
+    rows = []
+    for i, prompt in enumerate(prompts):
+        many = sum(part == image for turn in prompt for part in turn["content"])
+        sizes = ((28, 28), (56, 28)) if i % 2 else ((56, 28), (28, 28))
+        images = [vision_in_code.square(c, s) for c, s in zip(("red", "blue"), sizes, strict=True)]
+        row = {"images": images[:many], "prompt": prompt}
+        rows.append(row | {"chosen": [red], "rejected": [said("very green")]})
+    return rows
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen", "gemma_3", "gemma_4"])
+def test_pictures_stand_where_the_messages_have_them_as_in_trl(
+    family: str, folders, tmp_path: Path
+) -> None:
+    """One row a step, in their order, so that each row's loss is compared."""
+    rows = placed_rows()
+    common = {"train_dataset": Dataset.from_list(rows)}
+    if family != "llava":
+        common["processing_class"] = processor_of(family, folders)
+    own = {"max_steps": len(rows), "per_device_train_batch_size": 1}
+    own["train_sampling_strategy"] = "sequential"
+    theirs = trl.DPOTrainer(
+        folders[family],
+        args=trl.DPOConfig(**settings(tmp_path / "trl", **own), beta=0.3),
+        **common,
+    )
+    ours = PreferenceTrainer(
+        folders[family],
+        args=PreferenceConfig(**settings(tmp_path / "ours", **own)),
+        objective={"name": "dpo", "beta": 0.3},
+        **common,
+    )
+    expected, found = trained(theirs), trained(ours)
+    assert len(found) == len(expected) == len(rows)
+    for step, (mine, trls) in enumerate(zip(found, expected, strict=True)):
+        for name in SEEN:
+            assert mine[name] == pytest.approx(trls[name], abs=1e-5, rel=1e-5), (step, name)
+    assert abs(found[-1]["rewards/margins"]) > 1e-3, "nothing was learned"
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen", "gemma_3", "gemma_4"])
+def test_placed_prompt_ids_are_the_processors_own(family: str, folders) -> None:
+    processor = processor_of(family, folders)
+    rows = placed_rows()
+    pairs, _ = pairs_from_rows(
+        (("test", i, row) for i, row in enumerate(rows, 1)), source="test", policy=RowPolicy()
+    )
+    assert [one.image_places for one in pairs] == [
+        ((0, 20),),
+        ((0, 3), (0, 9)),
+        None,
+        ((2, 0), (2, 0)),
+        ((0, 0), (2, 15)),
+    ]
+    for row, one in zip(rows, pairs, strict=True):
+        text = processor.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, tokenize=False
+        )
+        own = processor(text=[text], images=[row["images"]], add_special_tokens=False)
+        assert encode_pair(one, processor, RowPolicy()).prompt_ids == own["input_ids"][0]
+        written = json.loads(one.model_dump_json())
+        assert PreferencePair.model_validate(written) == one
+        (again,), _ = pairs_from_rows([("test", 1, written)], source="t", policy=RowPolicy())
+        assert (again.image_places, again.id) == (one.image_places, one.id)
+
+
+def test_blank_lines_that_gemma_3_sets_become_one_token_with_the_templates(folders) -> None:
+    """A line's end, and the two of the picture behind it: one token of three."""
+    processor = processor_of("gemma_3", folders)
+    lines = ["\n" * n for n in (1, 2, 3, 4)]
+    vocabulary = {token: i for i, token in enumerate([*vision_in_code.SPECIAL, "is", *lines])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split(Regex("\n+"), "isolated")]
+    )
+    processor.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        **vision_in_code.GEMMA,
+    )
+    content = [
+        {"type": "text", "text": "is\n"},
+        {"type": "image"},
+        {"type": "text", "text": "\nis"},
+    ]
+    asked = [{"role": "user", "content": content}]
+    processor.chat_template = processor.chat_template.replace("<boi> ", "<boi>")
+    text = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    picture = vision_in_code.square("red")
+    own = processor(text=[text], images=[[picture]], add_special_tokens=False)["input_ids"][0]
+    placed = pair(
+        prompt=[{"role": "user", "content": "is\n\nis"}],
+        image_places=[(0, 3)],
+        chosen=[said("is")],
+        rejected=[said("is is")],
+    )
+    assert encode_pair(placed, processor, RowPolicy()).prompt_ids == own
+    three = vocabulary["\n\n\n"]
+    assert [own[own.index(three)], own[-own[::-1].index(three) - 1]] == [three, three]
+    assert own.count(three) == 2
+
+
+def test_pictures_leave_no_mark_in_a_tokenizer_that_pads(folders) -> None:
+    processor = processor_of("gemma_4", folders)
+    before = tokenizer_digest(processor)
+    encode_pair(pair(), processor, RowPolicy())
+    ids = torch.zeros(2, 4, dtype=torch.long)
+    made = PixelReader(processor)([Shown((ref("red"),)), Shown()], ids)
+    assert set(made) == {"pixel_values", "image_position_ids", "mm_token_type_ids"}
+    assert tokenizer_digest(processor) == before
+
+
+def test_crops_beside_a_picture_are_refused(folders) -> None:
+    processor = processor_of("gemma_3", folders)
+    processor.image_processor.do_pan_and_scan = True
+    with pytest.raises(RecipeError, match="do_pan_and_scan = False"):
+        encode_pair(pair(), processor, RowPolicy())
+
+
+def test_a_picture_between_words_leaves_control_tokens_split(folders) -> None:
+    processor = processor_of("llava", folders)
+    content = "what <image> is </s> it ?"
+    placed = pair(prompt=[{"role": "user", "content": content}], image_places=[(0, 8)])
+    # Behind "what <im", where the spelling of the placeholder itself is torn in two.
+    policy = RowPolicy(on_control_tokens="drop")
+    with pytest.raises(RowProblem, match=r"control_tokens.*</s>"):
+        encode_pair(placed, processor, policy)
+    content = content.replace("</s>", "very")
+    placed = pair(prompt=[{"role": "user", "content": content}], image_places=[(0, 8)])
+    ids = encode_pair(placed, processor, policy).prompt_ids
+    assert ids.count(processor.image_token_id) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"images": []}, "images: missing_field .*prompt.0..content has a place"),
+        ({"images": ["a.png", "b.png"]}, "1 places for 2 pictures"),
+        ({"chosen": [said([{"type": "image"}])]}, "chosen.0..content: .*outside of the prompt"),
+        ({"image_places": [[1, 0]]}, "outside of the prompt"),
+        ({"image_places": [[0, 99]]}, "outside of the prompt"),
+        ({"image_places": [["x", 0]]}, "image_places: wrong_type"),
+    ],
+)
+def test_places_that_cannot_be_used_are_named(row: dict, message: str) -> None:
+    content = [{"type": "text", "text": "x "}, {"type": "image"}]
+    whole = {"prompt": [{"role": "user", "content": content}], "images": ["a.png"]}
+    whole |= {"chosen": [said("red")], "rejected": [said("blue")]}
+    with pytest.raises(DataError, match=message):
+        pairs_from_rows([("test", 1, whole | row)], source="test", policy=RowPolicy())
+
+
+def test_whole_conversations_bring_the_places_of_their_prompt() -> None:
+    content = [{"type": "text", "text": "x "}, {"type": "image"}]
+    turn = {"role": "user", "content": content}
+    row = {side: [turn, said(word)] for side, word in (("chosen", "red"), ("rejected", "blue"))}
+    row["images"] = ["a.png"]
+    (found,), _ = pairs_from_rows([("test", 1, row)], source="test", policy=RowPolicy())
+    assert (found.image_places, len(found.prompt)) == (((0, 2),), 1)
+    row["rejected"] = [{"role": "user", "content": [*content[::-1]]}, said("blue")]
+    with pytest.raises(DataError, match="stand at different places"):
+        pairs_from_rows([("test", 1, row)], source="test", policy=RowPolicy())
+
+
 def ref(colour: str, size: tuple[int, int] = (28, 28)) -> str:
     return png(vision_in_code.square(colour, size))
 
@@ -129,8 +336,8 @@ def pair(**changes) -> PreferencePair:
 
 
 def processor_of(family: str, folders) -> object:
-    if family == "qwen":
-        return vision_in_code.qwen_processor()
+    if family != "llava":
+        return getattr(vision_in_code, f"{family}_processor")()
     return AutoProcessor.from_pretrained(folders[family])
 
 
@@ -299,14 +506,10 @@ def test_pairs_of_one_picture_stay_in_one_step(folders, tmp_path: Path) -> None:
     assert len(set(shown[:3])) == len(set(shown[3:])) == 1
 
 
-def said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
 WRONG = ("green", "blue", "0")
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen"])
+@pytest.mark.parametrize("family", ["llava", "qwen", "gemma_3", "gemma_4"])
 def test_generation_reads_the_picture_as_transformers_does(family: str, folders) -> None:
     processor = processor_of(family, folders)
     model = AutoModelForImageTextToText.from_pretrained(folders[family]).eval()

@@ -11,6 +11,13 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
+    Gemma4AudioFeatureExtractor,
+    Gemma4Config,
+    Gemma4ForConditionalGeneration,
+    Gemma4Processor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -21,11 +28,16 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "grey": (90,) * 3}
 QWEN = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+GEMMA = {"boi_token": "<boi>", "image_token": "<soft>", "eoi_token": "<eoi>"}
+SOUND = {"audio_token": "<sound>", "boa_token": "<boa>", "eoa_token": "<eoa>"}
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<user>", "<assistant>", *QWEN]
+SPECIAL += [*GEMMA.values(), *SOUND.values(), "<|video|>"]
 WORDS = ["what", "colour", "is", "it", "?", *COLOURS, "and", "very", "0", "1", "x"]
 
 
@@ -40,7 +52,7 @@ def template(image: str) -> str:
     )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(**named: str) -> PreTrainedTokenizerFast:
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *WORDS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -50,16 +62,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         pad_token="<pad>",
         unk_token="<unk>",
-        additional_special_tokens=SPECIAL[4:],
+        additional_special_tokens=[one for one in SPECIAL[4:] if one not in named.values()],
+        **named,
     )
 
 
-class StillQwen(Qwen2_5_VLProcessor):
+class Still:
     """Without videos, whose processor needs torchvision."""
 
     def check_argument_for_proper_class(self, argument_name, argument):
         if argument_name != "video_processor":
             super().check_argument_for_proper_class(argument_name, argument)
+
+
+class StillQwen(Still, Qwen2_5_VLProcessor):
+    """A processor of still pictures."""
 
 
 def llava(folder: Path) -> str:
@@ -153,6 +170,99 @@ def qwen(folder: Path) -> str:
         vision_end_token_id=end,
     )
     return saved(Qwen2_5_VLForConditionalGeneration, config, words, folder)
+
+
+class StillGemma(Still, Gemma4Processor):
+    """A processor of still pictures."""
+
+
+def gemma_3_processor() -> Gemma3Processor:
+    return Gemma3Processor(
+        image_processor=Gemma3ImageProcessorPil(size={"height": 28, "width": 28}),
+        tokenizer=tokenizer(**GEMMA),
+        chat_template=template("<boi> "),
+        image_seq_length=4,
+    )
+
+
+def gemma_4_processor() -> StillGemma:
+    return StillGemma(
+        feature_extractor=Gemma4AudioFeatureExtractor(),
+        image_processor=Gemma4ImageProcessorPil(max_soft_tokens=70),
+        tokenizer=tokenizer(**GEMMA, **SOUND),
+        video_processor=None,
+        chat_template=template("<soft> "),
+        image_seq_length=70,
+    )
+
+
+TEXT_SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+
+
+def gemma_3(folder: Path) -> str:
+    """A Gemma-3-class model, four tokens to a picture; its processor is `gemma_3_processor`."""
+    words = tokenizer(**GEMMA)
+    config = Gemma3Config(
+        text_config={"vocab_size": len(words), **TEXT_SIZES},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=words.boi_token_id,
+        eoi_token_index=words.eoi_token_id,
+        image_token_index=words.image_token_id,
+    )
+    return saved(Gemma3ForConditionalGeneration, config, words, folder)
+
+
+def gemma_4(folder: Path) -> str:
+    """A Gemma-4-class model; its processor is `gemma_4_processor`."""
+    words = tokenizer(**GEMMA, **SOUND)
+    config = Gemma4Config(
+        text_config={
+            "vocab_size": len(words),
+            "vocab_size_per_layer_input": len(words),
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 0,
+            "global_head_dim": 16,
+            "use_bidirectional_attention": "vision",
+            **TEXT_SIZES,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "position_embedding_size": 630,
+            "default_output_length": 70,
+        },
+        audio_config=None,
+        boi_token_id=words.boi_token_id,
+        eoi_token_id=words.eoi_token_id,
+        image_token_id=words.image_token_id,
+        video_token_id=words.convert_tokens_to_ids("<|video|>"),
+    )
+    return saved(Gemma4ForConditionalGeneration, config, words, folder)
 
 
 def saved(kind, config, processor, folder: Path) -> str:

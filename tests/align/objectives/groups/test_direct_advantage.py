@@ -34,3 +34,12 @@ def test_the_optimum_is_the_advantage_over_beta(of_rho, tensors, gradients):
     assert loss.tolist() == pytest.approx([0.0, 0.0], abs=1e-20)
     assert gradient.abs().max() < 1e-12
     assert DirectAdvantage(beta=0.1)(inputs).reward.tolist() == pytest.approx([0.2, -0.1])
+
+
+def test_a2po_of_trl_is_this_in_other_units(random_rows, tensors):
+    # (beta rho - (r - V*))^2, with the value of the prompt taken off beforehand
+    rows, beta = random_rows(1), 0.05
+    rho = [sum(row["policy"]) - sum(row["reference"]) for row in rows]
+    wanted = [(beta * x - row["advantage"]) ** 2 for x, row in zip(rho, rows, strict=True)]
+    found = 2 * beta**2 * DirectAdvantage(beta=beta)(tensors(rows)).loss
+    assert found.tolist() == pytest.approx(wanted, rel=1e-12)

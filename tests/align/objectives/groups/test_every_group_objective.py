@@ -26,10 +26,25 @@ FURTHER: Mapping[str, list[dict[str, Any]]] = {
     "nft": [{"negative_weight": 0.0, "divisor": 1.0}, {"floor": 0.1}],
     "remax": [{"kl_beta": 0.0}, {"gamma": 0.9, "clip": 0.3}],
     "rto": [{"guide_beta": 0.5, "kl_beta": 0.3, "score_clip": 0.4}],
-    "group_relative": [{"kl_beta": 0.04}, {"divisor": 10.0, "scale": "none"}],
+    "group_relative": [
+        {"kl_beta": 0.04},
+        {"divisor": 10.0, "scale": "none"},
+        {"clip_high": 0.5, "largest_ratio": 2.0},
+    ],
+    "dapo": [{"kl_beta": 0.04}, {"largest_ratio": 2.0}],
+    "cispo": [{"kl_beta": 0.04}, {"largest_ratio": 0.9}],
+    "sapo": [{"kl_beta": 0.04}, {"temperature_pos": 3.0, "temperature_neg": 0.2}],
+    "gspo": [{"kl_beta": 0.04}, {"clip_low": 0.5, "clip_high": 0.5, "largest_ratio": 1.7}],
+    "luspo": [{"kl_beta": 0.04}, {"clip_low": 0.5, "clip_high": 0.5, "largest_ratio": 1.7}],
+    "gmpo": [{"kl_beta": 0.04}, {"clip_low": 0.1, "clip_high": 2.0}],
+    "vespo": [{"kl_beta": 0.04}, {"k_pos": 0.0, "lambda_neg": 0.5}],
+    "rloo": [{"kl_beta": 0.0}, {"clip_low": 0.9, "clip_high": 5.0}],
+    "reinforce_pp": [{"kl_beta": 0.0}, {"kl_beta": 0.5}],
 }
 STOPS_GRADIENT = {  # by choice of the formula: no gradcheck, but goldens with frozen copies
     "nft": "the floor changes a value and keeps its slope",
+    "cispo": "the ratio is a weight",
+    "vespo": "the ratio is a weight",
 }
 SIGNED = {"trpa.top_score"}  # numbers that may be below 0
 # Of one completion a prompt, these see nothing to compare; GRPO's k3 and TRPA's stay.
@@ -41,7 +56,11 @@ COMPARES = {
     "nft",
     "rto",
     "trpa-0.0",
-    "group_relative-0.0",
+    "rloo",
+    *(
+        f"{name}-0.0"
+        for name in ("group_relative", "dapo", "cispo", "sapo", "gspo", "luspo", "gmpo", "vespo")
+    ),
 }
 
 ROLES = ("policy", "reference", "previous", "earlier", "guide", "anchor")
@@ -234,7 +253,7 @@ def test_the_coupling_is_that_of_the_rows_in_any_order(objective):
     assert objective.measured(inputs).shape == (N, len(objective.measures))
     assert_same(objective(inputs), objective(replace(inputs, coupling=given)))
     with pytest.raises(AlignError, match=f"objective `{objective.name}` gives"):
-        objective(replace(inputs, coupling=torch.zeros(N, 3)))
+        objective(replace(inputs, coupling=torch.zeros(N, given.shape[1] + 1)))
 
 
 @every_objective
@@ -262,8 +281,8 @@ def test_groups_of_one_are_finite_and_compare_nothing(objective):
 
 @every_objective
 def test_equal_scores_and_labels_compare_nothing(objective):
-    if not compares_only(objective) or objective.name in ("copg_group", "rto"):
-        return  # these two compare log-ratios and token rewards as well
+    if not compares_only(objective) or objective.name in ("copg_group", "rto", "rloo"):
+        return  # these compare log-ratios and token rewards as well
     inputs = random_inputs(objective)
     # 0.1, whose mean over three rounds to another number; nft reads verdicts
     level = 1.0 if objective.name == "nft" else 0.1

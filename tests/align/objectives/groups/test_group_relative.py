@@ -122,3 +122,17 @@ def test_a_ratio_is_finite_and_keeps_its_gradient():
     assert u.tolist() == pytest.approx([math.exp(0.5), math.exp(20.0), 0.0])
     (gradient,) = torch.autograd.grad(u.sum(), logratio)
     assert gradient.tolist() == pytest.approx(u.tolist())
+
+
+def test_the_upper_clip_may_be_wider_and_a_largest_ratio_bounds_bad_completions(
+    of_rho, tensors, gradients
+):
+    # u = e^0.3 = 1.35, beyond 1.2 and within 1.4, once with A > 0; e^-0.3 = 0.74 < 0.8 and
+    # e^2 with A < 0
+    inputs = tensors(of_rho([0.3, 0.3, -0.3, 2.0], score=[1.0, 1.0, -1.0, -1.0]))
+    _, narrow = gradients(GroupRelative(scale="none"), inputs)
+    assert (4 * narrow[:, 0]).tolist() == pytest.approx([0.0, 0.0, 0.0, math.exp(2.0)])
+    loss, found = gradients(GroupRelative(scale="none", clip_high=0.4, largest_ratio=3.0), inputs)
+    u = math.exp(0.3)
+    assert loss.tolist() == pytest.approx([-u, -u, 0.8, 3.0])
+    assert (4 * found[:, 0]).tolist() == pytest.approx([-u, -u, 0.0, 0.0])
