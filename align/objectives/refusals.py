@@ -7,7 +7,7 @@ optimizer step, before the step is taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -59,7 +59,7 @@ _collected: ContextVar[Refusals | None] = ContextVar("refusals", default=None)
 
 
 @contextmanager
-def collecting(refusals: Refusals) -> Iterator[None]:
+def collecting(refusals: Refusals) -> Generator[None]:
     """Inside, `refuse` only notes down what it would have to look at."""
     token = _collected.set(refusals)
     try:
