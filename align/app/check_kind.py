@@ -16,6 +16,7 @@ from align.app.cost import (
 from align.app.fitting import check_invariants
 from align.app.memory import Memory, count_parameters, training_memory
 from align.policies.loading import load_config, load_tokenizer
+from align.policies.precision import refuse_rate_of
 from align.recipe import KindRecipe
 from align.stages.kind_rows import read_kind_pairs, rows_of
 from align.stages.pairs import Pairs
@@ -33,12 +34,15 @@ def check_kind(recipe: KindRecipe, run_dir: Path, show_example: bool) -> str:
         show_example: render the first row as it is trained on; rows may hold offensive text.
 
     Raises:
+        RecipeError: the learning rate cannot move weights of 16 bits.
         DataError: no row, columns that the kind does not read, or a broken token invariant.
         MachineError: the disk does not suffice.
     """
     folder = policy_folder(recipe.model)
     tokenizer: Any = load_tokenizer(recipe.model, folder)
     config = load_config(recipe.model, folder)
+    is_classifier = recipe.kind != "sft"
+    refuse_rate_of(recipe.model, recipe.train, folder, config, classifier=is_classifier)
     pairs = read_kind_pairs(recipe, folder, tokenizer)
     # Cut rows keep fewer promises, and the wider limit of both answers is checked where it is cut.
     check_invariants([*pairs.train, *pairs.held_out], tokenizer, recipe.data, config)
@@ -47,7 +51,6 @@ def check_kind(recipe: KindRecipe, run_dir: Path, show_example: bool) -> str:
     sizes = [max(map(len, sides)) for sides in zip(*(rows[name] for name in columns), strict=True)]
     per_step = recipe.train.per_device_train_batch_size
     batch = sum(sorted(sizes, reverse=True)[:1]) * min(per_step, len(sizes)) * len(columns)
-    is_classifier = recipe.kind != "sft"
     parameters = count_parameters(recipe, config, classifier=is_classifier)
     memory = training_memory(
         recipe, batch, parameters, config, outputs=1 if is_classifier else None

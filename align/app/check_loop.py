@@ -15,6 +15,7 @@ from align.judges.matrix import every_pair, knockout
 from align.loops.stage import Stage, check_chain, first_states
 from align.policies.base import Sampling
 from align.policies.loading import load_config, load_tokenizer
+from align.policies.precision import refuse_rate_of
 from align.policies.prompting import Prompting
 from align.recipe import Recipe
 from align.recipe.sections import ROUND_POLICIES, Roles, ema_decay
@@ -36,7 +37,8 @@ def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
 
     Raises:
         RecipeError: stages that do not fit together, a role or a judge's model that is not there,
-            or scores that the objective needs and the judge is not asked for.
+            scores that the objective needs and the judge is not asked for, or a learning rate that
+            cannot move weights of 16 bits.
         DataError: rows that a stage names cannot be read.
     """
     recipe = workshop.loop_recipe
@@ -52,6 +54,9 @@ def check_before_rounds(workshop: Workshop, stages: list[Stage]) -> None:
         if source not in ROUND_POLICIES and ema_decay(source) is None
     }
     check_roles(recipe.model_copy(update={"roles": Roles(**outside)}))
+    if any(isinstance(node, TrainRound) and not node.shards for node in recipe.each_round):
+        config = load_config(recipe.model, workshop.start)
+        refuse_rate_of(recipe.model, recipe.train, workshop.start, config)
     judge = next((stage for stage in stages if isinstance(stage, JudgeStage)), None)
     generate = next((node for node in recipe.each_round if isinstance(node, Generate)), None)
     rule = _rule_of_groups(recipe)

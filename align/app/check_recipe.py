@@ -22,6 +22,7 @@ from align.app.recipe_rows import read_rows
 from align.app.timing import timed_steps
 from align.errors import RecipeError
 from align.policies.loading import load_config, load_tokenizer
+from align.policies.precision import refuse_rate_of
 from align.recipe import (
     KINDS,
     Recipe,
@@ -110,6 +111,8 @@ def _run(recipe: Recipe, path: Path, wanted: Wanted) -> str:
     """The dry run of a recipe that trains once."""
     folder = policy_folder(recipe.model)
     tokenizer = load_tokenizer(recipe.model, folder)
+    config = load_config(recipe.model, folder)
+    refuse_rate_of(recipe.model, recipe.train, folder, config)
     rows = read_rows(recipe, folder, tokenizer)
     run_dir = default_run(path, recipe)
     machine = Machine.here(run_dir, use_cpu=recipe.train.use_cpu)
@@ -122,7 +125,7 @@ def _run(recipe: Recipe, path: Path, wanted: Wanted) -> str:
         "held_out": rows.held_out,
         "report": rows.report,
         "tokenizer": tokenizer,
-        "model_config": load_config(recipe.model, folder),
+        "model_config": config,
         "run_dir": run_dir,
         "show_example": wanted.example,
     }

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
 from datasets import Dataset
 from rich.console import RenderableType
 
@@ -20,6 +18,7 @@ from align.app.recipe_rows import RecipeRows, read_rows
 from align.app.train_kind import train_kind_run
 from align.errors import AlignError, RecipeError
 from align.policies.loading import load_config, load_tokenizer
+from align.policies.precision import refuse_rate_of
 from align.policies.start import Start
 from align.publishing.cards import write_model_card
 from align.publishing.hub import push
@@ -49,6 +48,7 @@ from align.stages.evaluate import (
     subject_of,
 )
 from align.stages.policies import policy_folder
+from align.stages.processes import this_process
 from align.stages.trained_rows import rows_for
 from align.stages.training import train_policy
 
@@ -69,8 +69,7 @@ def train_recipe(
         return train_diffusion_recipe(path, overrides, run_path)
     recipe = _loaded(path, overrides)
     run = RunFolder(run_path or default_run(path, recipe))
-    # Several CPU processes find each other only when the CPU is asked for.
-    state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
+    state = this_process(recipe.train.use_cpu, recipe.train.ddp_timeout)
     if state.is_main_process:
         run.claim(resolved_yaml(recipe))
         _refuse_other_code(run, recipe)
@@ -133,8 +132,10 @@ def _train(recipe: Recipe, run: RunFolder, state: Any, allow_change: Sequence[st
     state.wait_for_everyone()
     folder = policy_folder(recipe.model)
     tokenizer = load_tokenizer(recipe.model, folder)
-    load_config(recipe.model, folder)
+    config = load_config(recipe.model, folder)
     check_roles(recipe)
+    if state.num_processes == 1:  # several may shard, and keep copies in float32
+        refuse_rate_of(recipe.model, recipe.train, folder, config)
     if state.is_main_process:
         with _recorded(run, kind.name) as about:
             found = read_rows(recipe, folder, tokenizer)

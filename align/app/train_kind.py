@@ -13,6 +13,7 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from align.policies.loading import load_config, load_tokenizer
+from align.policies.precision import refuse_rate_of
 from align.policies.start import Start
 from align.recipe import KindRecipe, SFTRecipe
 from align.runs.folder import RunFolder
@@ -52,7 +53,10 @@ def train_kind_run(
     state.wait_for_everyone()
     folder = policy_folder(recipe.model)
     tokenizer: Any = load_tokenizer(recipe.model, folder)
-    load_config(recipe.model, folder)
+    config = load_config(recipe.model, folder)
+    if state.num_processes == 1:  # several may shard, and keep copies in float32
+        is_classifier = recipe.kind != "sft"
+        refuse_rate_of(recipe.model, recipe.train, folder, config, classifier=is_classifier)
     pairs: Pairs | None = None
     rows = run.path / "pairs"
     if is_main:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from align.errors import AlignError, DataError, RecipeError
+from align.objectives.refusals import refuse
 from align.types import (
     OF_VOCABULARY,
     PAIR_KINDS,
@@ -137,12 +138,15 @@ def _check_policy(policy: Pair[Logps]) -> None:
 def _role(role: str, logps: Pair[Logps], policy: Pair[Logps]) -> Pair[Logps]:
     for side in SIDES:
         own, wanted = getattr(logps, side).mask, getattr(policy, side).mask
-        if own.shape != wanted.shape or not torch.equal(own, wanted):
-            raise DataError(
-                f"The {side} mask of `{role}` (shape {list(own.shape)}) is not the policy's (shape "
-                f"{list(wanted.shape)}): a role scores the same rows, cut and padded in the same "
-                "way; a cache written for other rows has to be written again."
-            )
+        other_mask = DataError(
+            f"The {side} mask of `{role}` (shape {list(own.shape)}) is not the policy's (shape "
+            f"{list(wanted.shape)}): a role scores the same rows, cut and padded in the same "
+            "way; a cache written for other rows has to be written again."
+        )
+        if own.shape != wanted.shape:
+            raise other_mask
+        if own is not wanted:
+            refuse((own != wanted).any(dim=1), lambda _, error=other_mask: error)
     return Pair(logps.chosen.detached(), logps.rejected.detached())
 
 
@@ -213,7 +217,8 @@ def _outside_0_1(values: Tensor) -> Tensor:
 
 
 def _refuse(bad: Tensor, values: Tensor, rule: str) -> None:
-    """Raises where `bad` [B] is True anywhere, with the first such pair and its value."""
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise DataError(f"Pair {row} of this batch has {float(values[row]):g}, but {rule}.")
+    """Refuses the pairs where `bad` [B] is True, with the first such pair and its value."""
+    refuse(
+        bad,
+        lambda row: DataError(f"Pair {row} of this batch has {float(values[row]):g}, but {rule}."),
+    )

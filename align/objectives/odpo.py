@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from align.errors import DataError
 from align.objectives.base import Objective, detached, logratios, present
+from align.objectives.refusals import refuse
 from align.types import ObjectiveOutput, PairInputs
 
 
@@ -52,12 +53,12 @@ class ODPO(Objective, frozen=True):
     def _of(self, difference: Tensor) -> Tensor:
         if self.scale == "identity":
             return difference
-        bad = difference <= 0
-        if bool(bad.any()):
-            row = int(bad.nonzero()[0])
-            raise DataError(
+        refuse(
+            difference <= 0,
+            lambda row: DataError(
                 f"Pair {row} of this batch has chosen_score - rejected_score = "
                 f"{float(difference[row]):g}, and `odpo` takes its logarithm: leave out rows whose "
                 "chosen score is not the higher one, or write `scale: identity`."
-            )
+            ),
+        )
         return difference.log()

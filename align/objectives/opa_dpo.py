@@ -22,6 +22,7 @@ from torch.nn.functional import pad, softplus
 
 from align.errors import DataError
 from align.objectives.base import Objective, detached, logratios, present
+from align.objectives.refusals import refuse
 from align.types import PAIR_KINDS, Logps, ObjectiveOutput, Pair, PairInputs, at_least_float32
 
 TRUTH, REVISION, *_ = range(len(PAIR_KINDS))
@@ -99,11 +100,14 @@ class OPADPO(Objective, frozen=True):
         )
 
     def _by_place(self, policy: Logps, frozen: Logps, weight: Tensor | None) -> Tensor:
-        if bool((policy.lengths() > self.positions).any()):
-            raise DataError(
-                f"A completion has {int(policy.lengths().max())} tokens, and objective.positions "
+        lengths = policy.lengths()
+        refuse(
+            lengths > self.positions,
+            lambda _: DataError(
+                f"A completion has {int(lengths.max())} tokens, and objective.positions "
                 f"is {self.positions}: raise it, or leave longer rows out."
-            )
+            ),
+        )
         rho = at_least_float32(policy.token) - at_least_float32(frozen.token)
         if weight is not None:
             # As in `logratios`: a masked token's gradient is its weight times 0.

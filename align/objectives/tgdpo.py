@@ -14,11 +14,13 @@ import logging
 from functools import cache
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from align.objectives.base import Objective, detached, logratios, present
+from align.objectives.refusals import refuse
 from align.types import Logps, ObjectiveOutput, Pair, PairInputs, at_least_float32
 
 logger = logging.getLogger(__name__)
@@ -58,8 +60,8 @@ class TGDPO(Objective, frozen=True):
             "nonpositive_weights/chosen": _not_positive(weight.chosen, guide.chosen),
             "nonpositive_weights/rejected": _not_positive(weight.rejected, guide.rejected),
         }
-        if any(bool(count.any()) for count in metrics.values()):
-            _warn_once(self.alpha, self.beta)
+        not_positive = sum(metrics.values(), torch.zeros_like(loss)) > 0
+        refuse(not_positive, lambda _: _warn_once(self.alpha, self.beta))
         return ObjectiveOutput(loss, detached(phi.chosen, phi.rejected), metrics)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from align.node import Conflict, Node
 from align.registry import no_such_world
@@ -24,7 +24,8 @@ class Model(Node):
     model_revision: str = Field(default="main", min_length=1)
     """Branch, tag or commit hash of a Hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """Type the weights are loaded in; auto takes the one they were saved in."""
+    """Type the weights are loaded in; auto takes the one they were saved in. With load_in_4bit or
+    load_in_8bit, what is left out is bfloat16: the type they are computed in."""
     attn_implementation: str = Field(default="auto", min_length=1)
     """Attention backend: auto, eager, sdpa, flash_attention_2, ..."""
     trust_remote_code: bool = False
@@ -60,6 +61,13 @@ class Model(Node):
     """Quantise the quantisation constants too: 0.4 bit per weight less."""
     bnb_4bit_quant_storage: Literal["uint8", "float16", "bfloat16", "float32"] | None = None
     """Type in which 4-bit weights are stored; FSDP wants that of the other weights."""
+
+    @model_validator(mode="after")
+    def _quantised_are_computed_in_16_bits(self) -> Self:
+        if "dtype" not in self.model_fields_set and (self.load_in_4bit or self.load_in_8bit):
+            # A default that hangs on another field; no value was read from it yet.
+            object.__setattr__(self, "dtype", "bfloat16")
+        return self
 
     @property
     def is_world(self) -> bool:

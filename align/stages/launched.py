@@ -10,15 +10,13 @@ import sys
 import threading
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
-
 from align.errors import AlignError, Interrupted
 from align.loops.artefacts import read_lines
 from align.policies.loading import load_tokenizer
 from align.recipe import load_recipe
 from align.stages.launching import write_failure
 from align.stages.policies import load_round_policy, save_policy, unpatched
+from align.stages.processes import this_process
 from align.stages.train import train_on
 from align.stages.trained_rows import rows_for
 from align.stages.workshop import Workshop
@@ -28,7 +26,7 @@ def main(path: str) -> int:
     """Trains; the main process writes the policy and what the ledger is to say."""
     order = json.loads(Path(path).read_text())
     recipe = load_recipe(order["recipe"])
-    state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
+    state = this_process(recipe.train.use_cpu, recipe.train.ddp_timeout)
     workshop = Workshop(recipe, order["start"], load_tokenizer(recipe.model, order["start"]))
     model = load_round_policy(recipe, Path(order["policy"]), order["start"], trainable=True)
     rows = [rows_for(recipe.objective).read(row) for row in read_lines(Path(order["rows"]))]

@@ -53,6 +53,12 @@ class TrainRound(StageNode):
     trains: ClassVar[bool] = True
     needs_prompts: ClassVar[bool] = False
 
+    @property
+    def shards(self) -> bool:
+        """Whether the launch shards the weights, of which it then keeps copies in float32."""
+        kind = None if self.launch is None else launch_config(self.launch).get("distributed_type")
+        return kind in ("FSDP", "DEEPSPEED")
+
     def stage(self, workshop: Workshop) -> TrainStage:
         """The stage.
 
@@ -164,6 +170,8 @@ class RoundTraining:
         )
         model = unpatched(trainer.model)
         save_policy(model, workshop.tokenizer, context.output("policy"))
+        # The optimizer's states would lie beside the average.
+        del trainer
         if self.decay is not None:
             self._move_anchor(context, workshop, model, self.decay)
         context.keep("policy", model)

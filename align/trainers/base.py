@@ -56,7 +56,8 @@ class TrainerBase(DPOTrainer):
     _train_sums: SumsOverCounts
     _adapter_at_start: dict[str, torch.Tensor]
     _live: dict[str, Any]
-    _tokens_here: int
+    # A tensor on the device once there was a step.
+    _tokens_here: int | torch.Tensor
     _computed_here: int
     _signal: StopOnSignal
 
@@ -128,6 +129,13 @@ class TrainerBase(DPOTrainer):
         return disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
 
     def _prepare_input(self, data: Any) -> Any:
-        if isinstance(data, Pack):
+        # Under DeepSpeed transformers gives numbers the type of the weights, 16 bits, which would
+        # round the roles' log-probs, scores and weights: only pictures go through the model.
+        if isinstance(data, (Pack, torch.Tensor)):
             return data.to(self.args.device)
+        if isinstance(data, Mapping) and "pictures" in data:
+            of_trl = super()._prepare_input
+            pictures = {name: of_trl(value) for name, value in data["pictures"].items()}
+            rest = {name: value for name, value in data.items() if name != "pictures"}
+            return self._prepare_input(rest) | {"pictures": pictures}
         return super()._prepare_input(data)

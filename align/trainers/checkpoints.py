@@ -241,7 +241,7 @@ class Checkpointing(SealedCheckpoints, TrainerBase):
 
     def _kept(self) -> dict[str, Any]:
         return {
-            "tokens": self._tokens_here,
+            "tokens": int(self._tokens_here),
             "computed_tokens": self._computed_here,
             "sums": self._train_sums.to_json(),
             "token_budget": getattr(self.data_collator, "token_budget", None),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from align.objectives.coupled import Carried, Coupled, CoupledGroups
+from align.objectives.refusals import Refusals, collecting
 from align.trainers.bad_numbers import BadNumbers
 from align.trainers.checkpoints import Checkpointing
 from align.trainers.metrics import numbered_within, once_in_order
@@ -36,14 +37,14 @@ class Shares:
     row_index: Tensor
     given: Tensor
 
-    def of(self, row_index: Tensor, sizes: Tensor) -> Tensor:
-        """[N, G], of the losses of the rows with these indices [b] and sizes [b].
+    def of(self, row_index: Tensor, sizes: Tensor, losses: int) -> Tensor:
+        """[N, G], of these N losses: those of the rows with these indices [b] and sizes [b].
 
         A row that is not of this step counts for nothing: accelerate repeated it to fill a batch of
         another rank. It is given what some other row was.
         """
         first = torch.searchsorted(self.row_index, row_index)
-        place = first.repeat_interleave(sizes) + numbered_within(sizes)
+        place = first.repeat_interleave(sizes, output_size=losses) + numbered_within(sizes, losses)
         return self.given[place.clamp(max=len(self.row_index) - 1)]
 
 
@@ -94,10 +95,13 @@ class Coupling(BadNumbers, Checkpointing):
         if coupled is None:
             return read
         if self._shares is None:  # this pass is the whole step
-            index, measured = self._of_all_ranks(self._rows(coupled, read, part))
+            rows = self._rows(coupled, read, part)
+            self._stop_on_bad_measures(rows)
+            index, measured = self._of_all_ranks(rows)
             given, self._carried = coupled.couple(measured, self._carried)
             self._shares = Shares(index, given)
-        return replace(read, coupling=self._shares.of(part["row_index"], part["sizes"]))
+        losses = len(self.kind.sides(read.policy)[0].mask)
+        return replace(read, coupling=self._shares.of(part["row_index"], part["sizes"], losses))
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `Trainer`; a coupled objective is told of all rows first."""
@@ -126,21 +130,32 @@ class Coupling(BadNumbers, Checkpointing):
         model.eval()
         try:
             found: list[Tensor] = []
-            for part in parts:
-                prepared: Any = self._prepare_inputs(dict(part))
-                found.append(self._rows(coupled, self._measured_inputs(model, prepared), prepared))
+            refusals = Refusals()
+            with collecting(refusals):
+                for part in parts:
+                    prepared: Any = self._prepare_inputs(dict(part))
+                    read = self._measured_inputs(model, prepared)
+                    found.append(self._rows(coupled, read, prepared))
         finally:
             model.train(was_training)
-        return torch.cat(found)
+        refusals.tell()
+        rows = torch.cat(found)
+        self._stop_on_bad_measures(rows)
+        return rows
+
+    def _stop_on_bad_measures(self, rows: Tensor) -> None:
+        # A number that is not finite would spoil the statistic, and with it every other row.
+        self._stop_on_bad_loss(rows[:, 3:].sum(dim=1), rows[:, 0].long())
 
     def _rows(self, coupled: AnyCoupled, read: Any, part: Mapping[str, Any]) -> Tensor:
         measured = coupled.measured(read).double()
         sizes: Tensor = part["sizes"]
-        index = part["row_index"].repeat_interleave(sizes)
-        # A number that is not finite would spoil the statistic, and with it every other row.
-        self._stop_on_bad_loss(measured.sum(dim=1), index)
-        counts = part.get("counts", torch.ones_like(sizes)).repeat_interleave(sizes)
-        places = [index, numbered_within(sizes), counts]
+        losses = len(measured)
+        index, counts = (
+            of_rows.repeat_interleave(sizes, output_size=losses)
+            for of_rows in (part["row_index"], part.get("counts", torch.ones_like(sizes)))
+        )
+        places = [index, numbered_within(sizes, losses), counts]
         return torch.cat([place.to(measured)[:, None] for place in places] + [measured], dim=1)
 
     def _of_all_ranks(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,9 @@ class GroupKind(RowKind[Logps]):
     ) -> GroupInputs:
         """One row of tensors per completion; a row of the data set is a group."""
         optional = {field: part[column] for field, column in FIELDS.items() if column in read}
-        return GroupInputs(policy=policy, group=_groups(part), **frozen, **optional)
+        return GroupInputs(
+            policy=policy, group=_groups(part, len(policy.mask)), **frozen, **optional
+        )
 
     def values(
         self,
@@ -137,7 +139,7 @@ class GroupKind(RowKind[Logps]):
         differ: how often the reward orders them as these do.
         """
         sizes: Tensor = part["sizes"]
-        rows = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+        rows = _groups(part, len(policy.mask))
 
         def of_rows(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
             summed = (torch.zeros(len(sizes), dtype=torch.float64, device=rows.device),) * 2
@@ -196,7 +198,8 @@ def _flat(rows: Sequence[Row], name: str) -> list[Any]:
     return [value for row in rows for value in row[name]]
 
 
-def _groups(part: Mapping[str, Any]) -> Tensor:
+def _groups(part: Mapping[str, Any], completions: int) -> Tensor:
     # By place: a row that accelerate repeats in a batch is another group, which counts for nothing.
     sizes: Tensor = part["sizes"]
-    return torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    numbers = torch.arange(len(sizes), device=sizes.device)
+    return numbers.repeat_interleave(sizes, output_size=completions)

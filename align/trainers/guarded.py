@@ -22,6 +22,11 @@ from align.errors import DataError, NumericalError
 from align.reference import digest, rows_digest, tokenizer_digest, weights_digest
 from align.trainers.checkpoints import SealedCheckpoints
 from align.trainers.guards import StopOnBadWeights, StopOnSignal
+from align.trainers.precision import (
+    adapter_in_float32,
+    refuse_weights_that_stay,
+    unrounded_adapters,
+)
 from align.trainers.settings import trained_settings
 
 logger = logging.getLogger(__name__)
@@ -57,6 +62,8 @@ class Guarded(SealedCheckpoints):
         return [StopOnBadWeights(), self._signal]
 
     def _begun(self, processing_class: Any) -> None:
+        adapter_in_float32(self.model)
+        refuse_weights_that_stay(self)
         self._start = digest([weights_digest(self.model), tokenizer_digest(processing_class)])
 
     def _numbered(self, dataset: Dataset, places: Sequence[str]) -> Dataset:
@@ -218,16 +225,17 @@ class GuardedTrainer(Guarded):
         if len(train_dataset) == 0:
             raise DataError("The training data has no rows.")
         own = self._begin(allow_change)
-        super().__init__(
-            model,
-            train_dataset=self._numbered(train_dataset, _places(train_dataset)),
-            eval_dataset=None
-            if eval_dataset is None
-            else self._numbered(eval_dataset, _places(eval_dataset)),
-            processing_class=processing_class,
-            callbacks=[*callbacks, *own],
-            **of_trl,
-        )
+        with unrounded_adapters(model):
+            super().__init__(
+                model,
+                train_dataset=self._numbered(train_dataset, _places(train_dataset)),
+                eval_dataset=None
+                if eval_dataset is None
+                else self._numbered(eval_dataset, _places(eval_dataset)),
+                processing_class=processing_class,
+                callbacks=[*callbacks, *own],
+                **of_trl,
+            )
         self._begun(processing_class)
 
 

@@ -27,7 +27,9 @@ def load_frozen(
 ) -> PreTrainedModel:
     """A frozen policy from a folder or hub id (`id@revision`), an adapter's folder included."""
     name, _, revision = folder_of(source).partition("@")
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    # TRL would spread it over all devices; whoever scores with it moves it to one.
+    options: dict[str, Any] = {"device_map": None, "dtype": dtype}
+    options["trust_remote_code"] = trust_remote_code
     if revision:
         options["revision"] = revision
     if (Path(name) / "adapter_config.json").is_file():

@@ -34,26 +34,44 @@ def statistics_of(pack: Pack, output: EdgeOutput) -> dict[str, Tensor]:
     return found
 
 
+# Batches that stay on the device unread: a read makes the host wait for it.
+UNREAD = 1024
+
+
 class SumsOverCounts:
     """Running sums and counts by metric name, kept in float64."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}
+        self._unread: list[tuple[tuple[str, ...], Tensor]] = []
 
     def add(self, rows: RowValues) -> None:
         """Adds the rows of one batch: numerators and denominators, [B] each."""
         stacked = torch.stack(
             [torch.stack([n.double().sum(), d.double().sum()]) for n, d in rows.values()]
         )
-        for name, (numerator, count) in zip(rows, stacked.tolist(), strict=True):
-            before = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = (before[0] + numerator, before[1] + count)
+        self._unread.append((tuple(rows), stacked))
+        if len(self._unread) >= UNREAD:
+            self._read()
+
+    def _read(self) -> None:
+        """Takes up the batches that are still on the device, in their order."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        numbers = iter(torch.cat([stacked for _, stacked in unread]).tolist())
+        for names, _ in unread:
+            for name in names:
+                numerator, count = next(numbers)
+                before = self._sums.get(name, (0.0, 0.0))
+                self._sums[name] = (before[0] + numerator, before[1] + count)
 
     def means(self, accelerator: Accelerator | None = None) -> dict[str, float]:
         """Mean of each metric, over all ranks when an accelerator is given.
 
         A metric without a count is absent.
         """
+        self._read()
         if not self._sums:
             return {}
         sums: Any = torch.tensor(list(self._sums.values()), dtype=torch.float64)
@@ -68,13 +86,16 @@ class SumsOverCounts:
     def clear(self) -> None:
         """Forgets everything."""
         self._sums.clear()
+        self._unread.clear()
 
     def to_json(self) -> dict[str, list[float]]:
         """For a checkpoint: JSON keeps a float64 exactly."""
+        self._read()
         return {name: list(pair) for name, pair in self._sums.items()}
 
     def restore(self, stored: Mapping[str, list[float]]) -> None:
         """The state that `to_json` gave."""
+        self.clear()
         self._sums = {name: (pair[0], pair[1]) for name, pair in stored.items()}
 
 
@@ -108,10 +129,10 @@ class SeenOnce:
         return {name: (table[0, :, m], table[1, :, m]) for m, name in enumerate(names)}
 
 
-def numbered_within(sizes: Tensor) -> Tensor:
-    """[N]: the number of each loss within its row, from 0, for rows of these sizes [b]."""
-    begins = sizes.cumsum(0) - sizes
-    return torch.arange(int(sizes.sum()), device=sizes.device) - begins.repeat_interleave(sizes)
+def numbered_within(sizes: Tensor, losses: int) -> Tensor:
+    """[N]: the number of each of N losses within its row, from 0, for rows of these sizes [b]."""
+    begins = (sizes.cumsum(0) - sizes).repeat_interleave(sizes, output_size=losses)
+    return torch.arange(losses, device=sizes.device) - begins
 
 
 def once_in_order(rows: Tensor, accelerator: Accelerator) -> Tensor:
@@ -157,7 +178,7 @@ class HeldOut:
     def add(self, judged: Judged, row_index: Tensor, sizes: Tensor, counts: Tensor) -> None:
         """The losses of rows with these indices [b], sizes [b] and counts [N]."""
         self._like = judged
-        columns = [row_index.repeat_interleave(sizes), numbered_within(sizes), counts]
+        columns = [row_index.repeat_interleave(sizes), numbered_within(sizes, len(counts)), counts]
         columns += [judged.predictions, *(() if judged.truth is None else (judged.truth,))]
         self._rows.append(
             torch.cat([one.detach().double().reshape(len(counts), -1) for one in columns], dim=1)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +37,7 @@ from trl.trainer.dpo_config import DPOConfig
 
 from align.errors import RecipeError
 from align.forest.attention import attending
+from align.objectives.refusals import collecting
 from align.policies.quantization import keep_gradients_on_cpu
 from align.reference import START, ConfigOnly, weights_digest
 from align.tokens.vision.pixels import PixelReader
@@ -54,6 +56,11 @@ from align.trainers.evaluating import Evaluating
 from align.trainers.guards import StopOnBadWeights, StopOnSignal
 from align.trainers.loading import load_trained
 from align.trainers.metrics import HeldOut, SumsOverCounts, statistics_of
+from align.trainers.precision import (
+    adapter_in_float32,
+    refuse_weights_that_stay,
+    unrounded_adapters,
+)
 from align.trainers.records import Records
 from align.trainers.rows import hidden_images
 from align.trainers.sampling import RowSampling
@@ -100,6 +107,8 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         refuse_cut_beginnings(args)
         for given in (train_dataset, eval_dataset):
             refuse_precomputed_streams(args, given)
+        # A loss that is not finite stops the run, and to look for one waits twice for the device.
+        args.logging_nan_inf_filter = False
         # Read by the parts before Trainer sets it.
         self.args = args
         self.objective = self._objective_of(args, objective)
@@ -130,7 +139,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         self._signal = StopOnSignal()
         no_weights: Any = ConfigOnly(model.config)
         held_out: Any = hidden_images(eval_dataset)
-        with scored_by_us(args):
+        with scored_by_us(args), unrounded_adapters(model):
             super().__init__(
                 model=model,
                 ref_model=no_weights,
@@ -144,6 +153,9 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
                 optimizers=optimizers,
                 peft_config=peft_config,
             )
+        self._nothing_asked_yet()
+        adapter_in_float32(self.model)
+        refuse_weights_that_stay(self)
         self.ref_model = None if isinstance(ref_model, str) else ref_model
         self._check_columns()
         self._sources, self._live = sources, {}
@@ -219,13 +231,16 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         training = self.model.training
         statistics = not training or self._is_logging_step()
         policy, output, asked = self._read(model, inputs, statistics=statistics)
-        read = self._with_coupling(self._inputs(policy, inputs, asked), inputs)
-        result = self.objective(read)
+        with collecting(self._refusals) if training else contextlib.nullcontext():
+            read = self._with_coupling(self._inputs(policy, inputs, asked), inputs)
+            result = self.objective(read)
         sizes: Tensor = inputs["sizes"]
-        index = inputs["row_index"].repeat_interleave(sizes)
-        self._stop_on_bad_loss(result.loss.detach(), index)
+        # With its size known, because to ask for it waits for the device.
+        of_sizes = partial(torch.repeat_interleave, repeats=sizes, output_size=len(result.loss))
+        look = self._see_loss if training else self._stop_on_bad_loss
+        look(result.loss.detach(), of_sizes(inputs["row_index"]))
         counts = inputs.get("counts", torch.ones_like(sizes, dtype=result.loss.dtype))
-        of_each = counts.repeat_interleave(sizes)
+        of_each = of_sizes(counts)
         frozen = read.reference or read.previous
         found = statistics_of(inputs["pack"], output)
         rows = self.kind.values(result, policy, found, frozen, inputs)
@@ -236,7 +251,8 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
                 if side.divergence is not None:
                     side.divergence.register_hook(self._see_gradient)
             self._train_sums.add({name: (n * counts, d * counts) for name, (n, d) in rows.items()})
-            self._tokens_here += int(inputs["tokens"] @ counts.long())
+            # CUDA has no dot product of whole numbers.
+            self._tokens_here = self._tokens_here + (inputs["tokens"] * counts.long()).sum()
             self._computed_here += inputs["pack"].computed_tokens
             if num_items_in_batch is not None:
                 # DDP averages gradients over ranks, hence the factor.
@@ -290,7 +306,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
     ) -> Tensor:
         """One batch, in as many forward passes as `token_budget` asks for; same gradient."""
-        self._last_rows = inputs["row_index"].tolist()[:8]
+        self._last_rows = inputs["row_index"][:8]
         parts = self._as_many_as_the_others(
             [
                 part | ({"counts": inputs["counts"][part["place"]]} if "counts" in inputs else {})
@@ -301,10 +317,15 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         # whole gradients meanwhile, and DeepSpeed counts its passes itself.
         quiet = isinstance(model, DistributedDataParallel)
         loss = torch.zeros((), device=self.accelerator.device)
+        ends_step = self.accelerator.sync_gradients
         for i, part in enumerate(parts):
-            wait = quiet and i < len(parts) - 1
+            is_last = i == len(parts) - 1
+            # DeepSpeed's engine steps in each backward pass that finds this set.
+            self.accelerator.sync_gradients = ends_step and is_last
             with (
-                self.accelerator.no_sync(model) if wait else contextlib.nullcontext(),
+                contextlib.nullcontext()
+                if is_last or not quiet
+                else self.accelerator.no_sync(model),
                 attending(model, part["pack"].implementation),
             ):
                 loss += super().training_step(model, part, num_items_in_batch)

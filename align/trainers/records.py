@@ -42,7 +42,7 @@ class Records(TrainerBase):
     def _tokens_read(self) -> tuple[int, int]:
         """Tokens of all rows trained on, and those computed for them, on all ranks."""
         tokens: Any = torch.tensor(
-            [self._tokens_here, self._computed_here], device=self.accelerator.device
+            [int(self._tokens_here), self._computed_here], device=self.accelerator.device
         )
         summed: Any = self.accelerator.reduce(tokens, "sum")
         read, computed = summed.tolist()

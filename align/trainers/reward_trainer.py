@@ -17,6 +17,7 @@ from trl.trainer.reward_trainer import RewardTrainer as TRLRewardTrainer
 
 from align.errors import DataError
 from align.trainers.guarded import ROW_INDEX, STREAM_ROWS, Guarded
+from align.trainers.precision import unrounded_adapters
 from align.trainers.reward import WholePairs
 
 __all__ = ["RewardConfig", "RewardTrainer"]
@@ -64,18 +65,19 @@ class RewardTrainer(Guarded, TRLRewardTrainer):
     ) -> None:
         own = self._begin(allow_change)
         self._streams = 0
-        super().__init__(
-            model,
-            args,
-            data_collator,
-            train_dataset,
-            eval_dataset,
-            processing_class,
-            compute_metrics,
-            [*(callbacks or []), *own],
-            *of_trl,
-            **named,
-        )
+        with unrounded_adapters(model):
+            super().__init__(
+                model,
+                args,
+                data_collator,
+                train_dataset,
+                eval_dataset,
+                processing_class,
+                compute_metrics,
+                [*(callbacks or []), *own],
+                *of_trl,
+                **named,
+            )
         if type(self.data_collator) is DataCollatorForPreference:
             self.data_collator = WholePairs(**vars(self.data_collator))
         self._begun(self.processing_class)

@@ -39,9 +39,10 @@ class AnchoredZeroUnpaired(GroupObjective, frozen=True):
         inputs = self.checked(inputs)
         reward, label = self.beta * group_logratio(inputs, inputs.reference), present(inputs.label)
         # Of two numbers torch.where makes float32, which is not what the fields say in float64.
-        weights = reward.new_tensor([self.undesirable_weight, self.desirable_weight])
+        weights = torch.full_like(reward, self.undesirable_weight)
+        weights = weights.masked_fill(label, self.desirable_weight)
         return GroupOutput(
-            loss=weights[label.long()] * torch.sigmoid(torch.where(label, -reward, reward)),
+            loss=weights * torch.sigmoid(torch.where(label, -reward, reward)),
             reward=reward.detach(),
             metrics={},
         )

@@ -53,14 +53,17 @@ def group_logratio(inputs: GroupInputs, frozen: Logps | None) -> Tensor:
 
 
 def group_sum(values: Tensor, group: Tensor) -> Tensor:
-    """[G]: sums over the groups of values [N], with `group` [N] numbered 0 .. G-1."""
-    groups = int(group.max()) + 1 if group.numel() else 0
-    return values.new_zeros(groups).index_add(0, group, values)
+    """[N]: sums over the groups of values [N], with `group` [N] numbered 0 .. G-1.
+
+    What stands behind the G sums is 0 and means nothing: to ask how many groups there are would
+    make the host wait for the device.
+    """
+    return torch.zeros_like(values).index_add(0, group, values)
 
 
 def group_mean(values: Tensor, group: Tensor) -> Tensor:
-    """[G]: means over the groups of values [N], with `group` [N] numbered 0 .. G-1."""
-    return group_sum(values, group) / group_sum(torch.ones_like(values), group)
+    """[N]: means over the groups of values [N], placed as the sums of `group_sum` are."""
+    return group_sum(values, group) / group_sum(torch.ones_like(values), group).clamp(min=1)
 
 
 def same_group(group: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from align.errors import AlignError, DataError, RecipeError
 from align.objectives.checks import with_vocabulary
+from align.objectives.refusals import refuse
 from align.types import ROLES, GroupInputs, Logps, at_least_float32
 
 COLUMNS = ("score", "label", "advantage", "token_advantage", "token_weight")
@@ -77,10 +78,10 @@ def check_groups(
 
 def _numbered(group: Tensor) -> Tensor:
     """[N] int64: the same groups, numbered 0 .. G-1 in the order of their numbers."""
-    ordered = group.sort().values
-    begins = torch.ones_like(ordered, dtype=torch.bool)
-    begins[1:] = ordered[1:] != ordered[:-1]
-    return torch.searchsorted(ordered[begins], group)
+    ordered, place = group.sort()
+    begins = torch.zeros_like(ordered)
+    begins[1:] = (ordered[1:] != ordered[:-1]).long()
+    return torch.empty_like(group).scatter(0, place, begins.cumsum(0))
 
 
 def _missing(objective: str, field: str) -> AlignError:
@@ -96,12 +97,15 @@ def _missing(objective: str, field: str) -> AlignError:
 
 
 def _role(role: str, logps: Logps, policy: Logps) -> Logps:
-    if logps.mask.shape != policy.mask.shape or not torch.equal(logps.mask, policy.mask):
-        raise DataError(
-            f"The mask of `{role}` (shape {list(logps.mask.shape)}) is not the policy's (shape "
-            f"{list(policy.mask.shape)}): a role scores the same rows, cut and padded in the same "
-            "way; a cache written for other rows has to be written again."
-        )
+    other_mask = DataError(
+        f"The mask of `{role}` (shape {list(logps.mask.shape)}) is not the policy's (shape "
+        f"{list(policy.mask.shape)}): a role scores the same rows, cut and padded in the same "
+        "way; a cache written for other rows has to be written again."
+    )
+    if logps.mask.shape != policy.mask.shape:
+        raise other_mask
+    if logps.mask is not policy.mask:
+        refuse((logps.mask != policy.mask).any(dim=1), lambda _: other_mask)
     return logps.detached()
 
 
@@ -134,7 +138,10 @@ def _column(name: str, read: dict[str, Tensor], policy: Logps) -> Tensor:
 
 
 def _refuse(bad: Tensor, values: Tensor, rule: str) -> None:
-    """Raises where `bad` [N] is True anywhere, with the first such completion and its value."""
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        raise DataError(f"Completion {row} of this batch has {float(values[row]):g}, but {rule}.")
+    """Refuses completions where `bad` [N] is True, with the first such completion and its value."""
+    refuse(
+        bad,
+        lambda row: DataError(
+            f"Completion {row} of this batch has {float(values[row]):g}, but {rule}."
+        ),
+    )

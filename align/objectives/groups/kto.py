@@ -62,9 +62,10 @@ class KTO(CoupledGroups, frozen=True):
         label, kl = present(inputs.label), present(inputs.coupling)[:, 0]
         gap = torch.where(label, rho - kl, kl - rho)
         # Of two numbers torch.where makes float32, which is not what the fields say in float64.
-        weights = rho.new_tensor([self.undesirable_weight, self.desirable_weight])
+        weights = torch.full_like(rho, self.undesirable_weight)
+        weights = weights.masked_fill(label, self.desirable_weight)
         return GroupOutput(
-            loss=weights[label.long()] * torch.sigmoid(-self.beta * gap),
+            loss=weights * torch.sigmoid(-self.beta * gap),
             reward=self.beta * rho.detach(),
             metrics={"kl": kl},
         )

@@ -26,6 +26,7 @@ from align.objectives.groups.base import (
     ranked_pairs,
     same_group,
 )
+from align.objectives.refusals import refuse
 from align.types import GroupInputs, GroupOutput
 
 LARGEST_SCORE = 60.0  # 2^score is a gain: a raw reward of hundreds would be nothing but overflow
@@ -74,14 +75,14 @@ class LiPO(GroupObjective, frozen=True):
 
 def _deltas(reward: Tensor, score: Tensor, group: Tensor) -> Tensor:
     """[N, N]: Delta of the formula."""
-    large = score > LARGEST_SCORE
-    if large.any():
-        row = int(large.nonzero()[0])
-        raise DataError(
+    refuse(
+        score > LARGEST_SCORE,
+        lambda row: DataError(
             f"Completion {row} of this batch has the score {float(score[row]):g}, but `lipo` takes "
             f"2^score for its gain: bring scores to a scale of about 0 to 1 (at most "
             f"{LARGEST_SCORE:g}), or write weight: one."
-        )
+        ),
+    )
     gain = torch.exp2(score)
     discount = 1 / torch.log2(1 + _ranks(reward, score, group))
     return (gain[:, None] - gain).abs() * (discount[:, None] - discount).abs()

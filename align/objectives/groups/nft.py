@@ -22,6 +22,7 @@ from align.errors import DataError
 from align.objectives.base import present
 from align.objectives.groups.base import GroupObjective, group_mean
 from align.objectives.groups.tokens import token_logratio, token_sum
+from align.objectives.refusals import refuse
 from align.types import GroupInputs, GroupOutput
 
 LEAST_RATE = 0.02  # of success and of failure
@@ -95,13 +96,13 @@ class NFT(GroupObjective, frozen=True):
         if self.verdict == "label":
             return present(inputs.label)
         score = present(inputs.score)
-        unclear = (score != 0) & (score != 1)
-        if unclear.any():
-            row = int(unclear.nonzero()[0])
-            raise DataError(
+        refuse(
+            (score != 0) & (score != 1),
+            lambda row: DataError(
                 f"Completion {row} of this batch has the score {float(score[row]):g}, but `nft` "
                 "reads 1 as right and 0 as wrong: give it verdicts, or verdict: label."
-            )
+            ),
+        )
         return score == 1
 
     def _weight(self, rate: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch.nn.functional import softplus
 
@@ -65,7 +66,7 @@ class TRPA(GroupObjective, frozen=True):
         group, score, mask = inputs.group, present(inputs.score), inputs.policy.mask
         lengths = inputs.policy.lengths().to(score.dtype)
         delta = token_logratio(inputs.policy, present(inputs.reference)).sum(dim=1) / lengths
-        factor = delta.new_tensor([1.0, self.anisotropy])[(score >= self.top_score).long()]
+        factor = torch.ones_like(delta).masked_fill(score >= self.top_score, self.anisotropy)
         if self.form == "pair":
             h = factor[:, None] * (delta[:, None] - delta[None, :])
         else:
@@ -77,7 +78,9 @@ class TRPA(GroupObjective, frozen=True):
         metrics = {"compares": (count > 0)[group].to(delta.dtype)}
         if self.trust_weight > 0:
             of_tokens = k3(inputs.policy, present(inputs.previous)).clamp(max=LARGEST_TRUST_TERM)
-            trust = group_sum(token_sum(of_tokens, mask), group) / group_sum(lengths, group)
+            trust = group_sum(token_sum(of_tokens, mask), group) / group_sum(lengths, group).clamp(
+                min=1
+            )
             loss = loss + self.trust_weight * trust
             metrics["trust"] = trust.detach()[group]
         return GroupOutput(loss=loss[group], reward=self.beta * delta.detach(), metrics=metrics)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from align.errors import Interrupted
 from align.reference import weights_digest
+from align.stages import train
 from align.stages.policies import load_round_policy
 from align.stages.train import RoundTraining
 from tests import tiny_loops
@@ -264,6 +265,27 @@ def test_a_round_leaves_nothing_of_its_trainer_in_memory(recipe_of, go, tmp_path
     finally:
         gc.enable()
     assert not left
+
+
+def test_the_optimizer_is_gone_before_the_average_is_moved(
+    recipe_of, go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    move = train.update_average
+
+    def counted(*args: Any) -> None:
+        left.append(sum(issubclass(type(o), torch.optim.Optimizer) for o in gc.get_objects()))
+        move(*args)
+
+    monkeypatch.setattr(train, "update_average", counted)
+    roles = {"reference": "start", "anchor": "ema:0.9"}
+    gc.collect()
+    gc.disable()
+    try:
+        go(recipe_of(rounds=1, objective={"name": "nash_mp"}, roles=roles), tmp_path / "run")
+    finally:
+        gc.enable()
+    assert left == [0]
 
 
 def test_what_a_launch_config_says_is_part_of_the_key(recipe_of, place: Path, shop_of) -> None:

@@ -264,6 +264,7 @@ def test_no_formula_file_is_outside_its_union():
         "checks",
         "coupled",
         "divergences",
+        "refusals",
     }
     assert files == set(NAMES)
     files = {path.stem for path in (folder / "groups").glob("*.py")}
