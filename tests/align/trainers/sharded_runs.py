@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, fsdp_utils
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from align.trainers import GroupConfig, GroupTrainer, PreferenceConfig, PreferenceTrainer
-
-ROLES = ("reference", "previous")
 
 
 def take_cpus_for_gpus() -> None:
@@ -56,7 +54,11 @@ class Runs:
             "gradient_checkpointing": False,
             "dataloader_pin_memory": False,
         } | more.pop("settings", {})
-        kinds = (GroupTrainer, GroupConfig) if "groups" in more else (PreferenceTrainer, PreferenceConfig)
+        kinds = (
+            (GroupTrainer, GroupConfig)
+            if "groups" in more
+            else (PreferenceTrainer, PreferenceConfig)
+        )
         rows = more.pop("groups", self.rows)
         # float64, because Adam's first steps make much of a gradient's last bits.
         model = AutoModelForCausalLM.from_pretrained(self.given["policy"], dtype=torch.float64)
@@ -103,24 +105,94 @@ def main(order: str) -> None:
 
 
 INPO = {"name": "inpo", "eta": 2.0, "tau": 0.5}
-CHECKED = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+DPO = {"name": "dpo", "beta": 0.3}
+SAVED = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+
+
+def resumed(trainer: Any, runs: Runs, name: str) -> dict[str, Any]:
+    trainer.train(resume_from_checkpoint=str(runs.out / name / "checkpoint-2"))
+    return found(trainer)
 
 
 def full(runs: Runs) -> dict[str, Any]:
-    roles = {"reference": "start", "previous": runs.given["other"]}
-    trainer = runs.trainer("full", INPO, roles=roles, settings=CHECKED)
+    """All weights, a role that is another model, an evaluation before training."""
+
+    def made() -> Any:
+        roles = {"reference": "start", "previous": runs.given["other"]}
+        return runs.trainer("full", INPO, roles=roles, settings=SAVED)
+
+    trainer = made()
     before = trainer.evaluate()
     trainer.train()
     trainer.save_model(str(runs.out / "full-model"))
-    return found(trainer) | {"before": before}
+    result = found(trainer) | {"before": before}
+    result["held_out"] = trainer.evaluate(runs.rows.select([11, 12, 0]), metric_key_prefix="new")
+    return result | {"resumed": resumed(made(), runs, "full")}
 
 
 def lora(runs: Runs) -> dict[str, Any]:
-    roles = {"reference": "start", "previous": runs.given["adapter"]}
-    config = LoraConfig(r=1, task_type="CAUSAL_LM", target_modules=["q_proj", "up_proj"])
-    trainer = runs.trainer("lora", INPO, roles=roles, peft_config=config, settings=CHECKED)
+    """An adapter of rank 1, half of whose shards are empty, and a role that is an adapter."""
+
+    def made() -> Any:
+        roles = {"reference": "start", "previous": runs.given["adapter"]}
+        config = LoraConfig(r=1, task_type="CAUSAL_LM", target_modules=["q_proj", "up_proj"])
+        torch.manual_seed(0)
+        return runs.trainer("lora", INPO, roles=roles, peft_config=config, settings=SAVED)
+
+    trainer = made()
     trainer.train()
     trainer.save_model(str(runs.out / "lora-model"))
+    result = found(trainer)
+    result["held_out"] = trainer.evaluate(runs.rows.select([11, 12, 0]), metric_key_prefix="new")
+    return result | {"resumed": resumed(made(), runs, "lora")}
+
+
+def coupled(runs: Runs) -> dict[str, Any]:
+    """An objective that looks at the whole step."""
+    parts = [{"name": "bco", "beta": 0.3}, {"name": "beta_dpo", "beta": 0.3, "keep": 0.6}]
+    objective = {"name": "sum", "of": [{"objective": part} for part in parts]}
+    trainer = runs.trainer("coupled", objective, settings={"max_steps": 2})
+    trainer.train()
+    trainer.evaluate()
+    return found(trainer)
+
+
+def kto(runs: Runs) -> dict[str, Any]:
+    """Single completions, whose KL term is measured in passes of its own."""
+    sides = ("chosen_ids", "rejected_ids")
+    rows = [
+        {"prompt_ids": row["prompt_ids"], "completion_ids": row[sides[i % 2]], "label": i % 2 == 0}
+        for i, row in enumerate(runs.given["rows"])
+    ]
+    settings = {"max_steps": 2, "train_sampling_strategy": "sequential"}
+    trainer = runs.trainer(
+        "kto", {"name": "kto", "beta": 0.3}, groups=Dataset.from_list(rows), settings=settings
+    )
+    trainer.train()
+    trainer.evaluate()
+    return found(trainer)
+
+
+def head_apart(runs: Runs) -> dict[str, Any]:
+    """A model whose last norm accelerate does not find, so that its head is sharded alone."""
+    fsdp_utils._find_final_norm = lambda model: None
+    trainer = runs.trainer("head_apart", DPO, settings={"max_steps": 2})
+    trainer.train()
+    return found(trainer)
+
+
+def renewed(runs: Runs) -> dict[str, Any]:
+    """A reference that follows the policy."""
+    settings = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}
+    trainer = runs.trainer("renewed", DPO, settings=settings | {"max_steps": 3})
+    trainer.train()
+    return found(trainer)
+
+
+def narrow(runs: Runs) -> dict[str, Any]:
+    """Mixed precision; no number of it is that of one process."""
+    trainer = runs.trainer("narrow", DPO, settings={"bf16": True, "max_steps": 1})
+    trainer.train()
     return found(trainer)
 
 
