@@ -27,7 +27,7 @@ from align.trainers.base import TrainerBase
 from align.trainers.guards import StopOnSignal
 from align.trainers.ranks import of_main, seen
 from align.trainers.settings import run_settings
-from align.trainers.sharding import whole_state
+from align.trainers.sharding import gathered_state
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class SealedCheckpoints(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         folder: Any = self.args.output_dir if output_dir is None else output_dir
-        self._save(folder, state_dict=whole_state(self.model))
+        self._save(folder, state_dict=gathered_state(self.model))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

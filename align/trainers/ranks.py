@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,9 +48,7 @@ def of_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     return said[0]
 
 
-def same_number(
-    accelerator: Accelerator, parts: list[Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
+def same_number(accelerator: Accelerator, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """As many parts as the rank with the most has; those on top count for nothing.
 
     Ranks that sum gradients, gather rows or gather sharded weights in each pass have to make the
@@ -65,7 +63,7 @@ def same_number(
     here = torch.tensor([len(parts)], device=accelerator.device)
     most: Any = accelerator.gather(here)
     last = parts[-1]
-    empty = {**last, "counts": torch.zeros(last["row_index"].numel(), device=here.device)}
+    empty = last | {"counts": torch.zeros(last["row_index"].numel(), device=here.device)}
     return parts + [empty] * (int(most.max()) - len(parts))
 
 

@@ -281,7 +281,7 @@ class RoleScoring(ShardedWeights):
         size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
         was_training = model.training
         model.eval()
-        found: list[tuple[int, tuple[Any, ...]]] = []
+        found: Any = []
         try:
             with progress(f"score {role}", len(share), f"{kind.noun}s") as advance:
                 for begin in range(0, len(share), size):

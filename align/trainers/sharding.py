@@ -113,7 +113,7 @@ def shard_early(model: Any, accelerator: Accelerator, score: EdgeLogps) -> Any:
     add_edge_head(base, score)
     if isinstance(model, FSDPModule):
         return model
-    plugin = accelerator.state.fsdp_plugin
+    plugin: Any = accelerator.state.fsdp_plugin
     plugin.set_auto_wrap_policy(model)
     if plugin.activation_checkpointing:
         model = fsdp2_apply_ac(accelerator, model)
@@ -161,15 +161,25 @@ def sharded_beforehand(accelerator: Accelerator, model: Any) -> Iterator[None]:
         del accelerator.prepare
 
 
-def whole_state(model: nn.Module) -> dict[str, Any]:
+def gathered_state(model: nn.Module) -> dict[str, Any]:
     """A sharded model's weights on the CPU of the main process, nothing on the others.
 
     To be called on all processes. Of a model with an adapter, what is trained alone.
     """
+    is_adapted = bool(is_peft_model(model))
     options = StateDictOptions(
-        full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_peft_model(model)
+        full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapted
     )
     return get_model_state_dict(model, options=options)
+
+
+def state_to_save(trainer: Trainer) -> dict[str, Any] | None:
+    """For `save_pretrained` on the main process; None where it finds whole weights itself.
+
+    To be called on all processes.
+    """
+    model: Any = trainer.model
+    return gathered_state(model) if shards_weights(trainer.accelerator) else None
 
 
 def save_whole(trainer: Trainer, folder: str | Path) -> None:
@@ -179,9 +189,8 @@ def save_whole(trainer: Trainer, folder: str | Path) -> None:
         trainer: whose model.
         folder: where to.
     """
-    accelerator = trainer.accelerator
-    model: Any = trainer.model
-    state = whole_state(model) if shards_weights(accelerator) else None
-    if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_pretrained(folder, state_dict=state)
-    accelerator.wait_for_everyone()
+    state = state_to_save(trainer)
+    if trainer.accelerator.is_main_process:
+        model: Any = trainer.accelerator.unwrap_model(trainer.model)
+        model.save_pretrained(folder, state_dict=state)
+    trainer.accelerator.wait_for_everyone()
