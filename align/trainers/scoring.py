@@ -281,7 +281,7 @@ class RoleScoring(ShardedWeights):
         size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
         was_training = model.training
         model.eval()
-        found: Any = []
+        found: list[tuple[int, tuple[Any, ...]]] = []
         try:
             with progress(f"score {role}", len(share), f"{kind.noun}s") as advance:
                 for begin in range(0, len(share), size):
@@ -292,7 +292,8 @@ class RoleScoring(ShardedWeights):
         finally:
             model.train(was_training)
         if processes > 1:
-            found = gather_object(found)
+            of_all_ranks: Any = gather_object(found)
+            found = of_all_ranks
         once = dict(found)
         columns = range(len(kind.scores.stored))
         return tuple([once[i][column] for i in range(len(keys))] for column in columns)

@@ -161,7 +161,7 @@ def sharded_beforehand(accelerator: Accelerator, model: Any) -> Iterator[None]:
         del accelerator.prepare
 
 
-def gathered_state(model: nn.Module) -> dict[str, Any]:
+def gathered_state(model: Any) -> dict[str, Any]:
     """A sharded model's weights on the CPU of the main process, nothing on the others.
 
     To be called on all processes. Of a model with an adapter, what is trained alone.

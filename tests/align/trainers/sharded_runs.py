@@ -10,8 +10,9 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType, fsdp_utils
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from align.app.cli import main as main_of_align
 from align.trainers import GroupConfig, GroupTrainer, PreferenceConfig, PreferenceTrainer
 
 
@@ -61,7 +62,10 @@ class Runs:
         )
         rows = more.pop("groups", self.rows)
         # float64, because Adam's first steps make much of a gradient's last bits.
-        model = AutoModelForCausalLM.from_pretrained(self.given["policy"], dtype=torch.float64)
+        policy = self.given["policy"]
+        model = more.pop("model", None) or AutoModelForCausalLM.from_pretrained(
+            policy, dtype=torch.float64
+        )
         return kinds[0](
             model,
             args=kinds[1](output_dir=str(self.out / name), **settings),
@@ -164,7 +168,13 @@ def kto(runs: Runs) -> dict[str, Any]:
         {"prompt_ids": row["prompt_ids"], "completion_ids": row[sides[i % 2]], "label": i % 2 == 0}
         for i, row in enumerate(runs.given["rows"])
     ]
-    settings = {"max_steps": 2, "train_sampling_strategy": "sequential"}
+    settings = {
+        "max_steps": 2,
+        "train_sampling_strategy": "sequential",
+        # A row's mismatched completion is that of another row of one device's batch.
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4 // PartialState().num_processes,
+    }
     trainer = runs.trainer(
         "kto", {"name": "kto", "beta": 0.3}, groups=Dataset.from_list(rows), settings=settings
     )
@@ -194,6 +204,36 @@ def narrow(runs: Runs) -> dict[str, Any]:
     trainer = runs.trainer("narrow", DPO, settings={"bf16": True, "max_steps": 1})
     trainer.train()
     return found(trainer)
+
+
+def quantised(runs: Runs) -> dict[str, Any]:
+    """4-bit weights, stored in the type of the others so that they are sharded too."""
+    in_four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_quant_storage=torch.float32,
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        runs.given["policy"],
+        dtype=torch.float32,
+        quantization_config=in_four_bits,
+        device_map={"": "cpu"},
+    )
+    config = LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj", "up_proj"])
+    torch.manual_seed(0)
+    trainer = runs.trainer(
+        "quantised", DPO, model=model, peft_config=config, settings={"max_steps": 2}
+    )
+    trainer.train()
+    return found(trainer)
+
+
+def recipe(runs: Runs) -> dict[str, Any]:
+    """`align train`, from the recipe to the finished model and what is measured on it."""
+    run = str(runs.out / "run")
+    main_of_align(["train", runs.given["recipe"], "--run", run])
+    return {}
 
 
 if __name__ == "__main__":
