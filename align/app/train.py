@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,11 @@ def train_recipe(
     recipe = _loaded(path, overrides)
     run = RunFolder(run_path or default_run(path, recipe))
     # Several CPU processes find each other only when the CPU is asked for.
-    state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
+    state = PartialState(
+        cpu=recipe.train.use_cpu or not torch.accelerator.is_available(),
+        # Others wait while the main process tokenises rows, or hashes a large checkpoint.
+        timeout=timedelta(seconds=recipe.train.ddp_timeout),
+    )
     if state.is_main_process:
         run.claim(resolved_yaml(recipe))
         _refuse_other_code(run, recipe)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -29,7 +30,11 @@ def main(path: str) -> int:
     """Trains; the main process writes the policy and what the ledger is to say."""
     order = json.loads(Path(path).read_text())
     recipe = load_recipe(order["recipe"])
-    state = PartialState(cpu=recipe.train.use_cpu or not torch.accelerator.is_available())
+    state = PartialState(
+        cpu=recipe.train.use_cpu or not torch.accelerator.is_available(),
+        # Others wait while the main process tokenises rows, or hashes a large checkpoint.
+        timeout=timedelta(seconds=recipe.train.ddp_timeout),
+    )
     workshop = Workshop(recipe, order["start"], load_tokenizer(recipe.model, order["start"]))
     model = load_round_policy(recipe, Path(order["policy"]), order["start"], trainable=True)
     rows = [rows_for(recipe.objective).read(row) for row in read_lines(Path(order["rows"]))]
