@@ -119,12 +119,10 @@ class RoleScoring(ShardedWeights):
         elif isinstance(source, str):
             frozen = load_frozen(source, self._start_dtype, self.args.trust_remote_code)
             keep_gradients_on_cpu(frozen)
-            identity = self._identity(source, self._digest(frozen), frozen.dtype)
-            yield self._ready(frozen), identity
+            yield frozen, self._identity(source, self._digest(frozen), frozen.dtype)
         else:
             name = get_config_model_id(source.config) or "in memory"
-            identity = self._identity(name, self._digest(source), source.dtype)
-            yield self._ready(source), identity
+            yield source, self._identity(name, self._digest(source), source.dtype)
 
     @contextlib.contextmanager
     def _as_started(self, role: str) -> Iterator[Any]:
@@ -170,7 +168,7 @@ class RoleScoring(ShardedWeights):
         if self._digest(frozen) != self._start.weights:
             raise RecipeError(f"{lost}, and {source} holds other weights. {how_on}")
         keep_gradients_on_cpu(frozen)
-        yield self._ready(frozen)
+        yield frozen
 
     def _ready(self, model: Any) -> Any:
         """A frozen model that can be asked: with an edge head, on the device or sharded."""
@@ -267,6 +265,8 @@ class RoleScoring(ShardedWeights):
 
         Each rank scores a share of the rows; all ranks return all of them, in the data set's order.
         """
+        if model is not self.model:
+            model = self._ready(model)
         kind = self.scored_kind
         keys: list[Any] = [
             # Neighbours share a prompt in a forest, and a length where rows are padded.

@@ -36,7 +36,7 @@ def shards_weights(accelerator: Accelerator) -> bool:
 
 def is_zero3(accelerator: Accelerator) -> bool:
     """Whether DeepSpeed's third stage does."""
-    plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
+    plugin: Any = accelerator.state.deepspeed_plugin
     return plugin is not None and plugin.zero_stage == 3
 
 
@@ -61,6 +61,12 @@ def refuse_unknown_sharding(accelerator: Accelerator, args: Any, roles: Sequence
             "torch_compile and FSDP2 are not used together here: weights are sharded before the "
             "trainer compiles them. Take torch_compile out."
         )
+    has_shards = shards_weights(accelerator) or accelerator.state.deepspeed_plugin is not None
+    if has_shards and args.token_budget == "auto":
+        raise RecipeError(
+            "token_budget: auto tries passes on whole weights, and this launch shards them. "
+            "Set a number of tokens."
+        )
     if is_zero3(accelerator) and roles:
         raise RecipeError(
             f"roles.{roles[0]} is scored before training, and DeepSpeed's ZeRO-3 gathers its "
@@ -79,7 +85,16 @@ def whole_digest(model: nn.Module, accelerator: Accelerator, without: Sequence[s
         model: whose state.
         accelerator: of the processes.
         without: tensors with one of these in their name are left out.
+
+    Raises:
+        RecipeError: DeepSpeed has split the weights already.
     """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise RecipeError(
+            "ZeRO-3 has split the weights while they were loaded, and who the policy is cannot be "
+            "told from one share. Write `zero3_init_flag: false`, as in "
+            "recipes/accelerate/zero3.yaml."
+        )
     state = sorted(model.state_dict().items())
     if accelerator.is_main_process:
         gathered = ((name, _whole(tensor)) for name, tensor in state)

@@ -1,6 +1,7 @@
 """Started by test_sharded.py, on one process or on two: some short trainings, as JSON."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def found(trainer: Any) -> dict[str, Any]:
         if parameter.requires_grad:
             whole = parameter.detach()
             whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
-            sums[name] = [float(whole.sum()), float(whole.abs().sum())]
+            sums[name.replace("_checkpoint_wrapped_module.", "")] = [
+                float(whole.sum()),
+                float(whole.abs().sum()),
+            ]
     table = trainer.train_dataset
     return {
         "sharded": [n for n, p in trainer.model.named_parameters() if hasattr(p, "full_tensor")],
@@ -155,7 +159,8 @@ def coupled(runs: Runs) -> dict[str, Any]:
     """An objective that looks at the whole step."""
     parts = [{"name": "bco", "beta": 0.3}, {"name": "beta_dpo", "beta": 0.3, "keep": 0.6}]
     objective = {"name": "sum", "of": [{"objective": part} for part in parts]}
-    trainer = runs.trainer("coupled", objective, settings={"max_steps": 2})
+    settings = {"max_steps": 2, "gradient_checkpointing": True}
+    trainer = runs.trainer("coupled", objective, settings=settings)
     trainer.train()
     trainer.evaluate()
     return found(trainer)
@@ -184,10 +189,16 @@ def kto(runs: Runs) -> dict[str, Any]:
 
 
 def head_apart(runs: Runs) -> dict[str, Any]:
-    """A model whose last norm accelerate does not find, so that its head is sharded alone."""
-    fsdp_utils._find_final_norm = lambda model: None
+    """A model whose last norm accelerate does not find, so that its head is sharded alone.
+
+    With FSDP's own checkpointing of activations.
+    """
+    find, fsdp_utils._find_final_norm = fsdp_utils._find_final_norm, lambda model: None
+    os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "true"
     trainer = runs.trainer("head_apart", DPO, settings={"max_steps": 2})
     trainer.train()
+    os.environ["FSDP_ACTIVATION_CHECKPOINTING"] = "false"
+    fsdp_utils._find_final_norm = find
     return found(trainer)
 
 

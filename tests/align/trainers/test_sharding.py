@@ -28,14 +28,27 @@ def processes(distributed: DistributedType, **more: Any) -> Any:
 def test_the_first_version_of_fsdp_is_refused() -> None:
     first = processes(DistributedType.FSDP, is_fsdp2=False)
     with pytest.raises(RecipeError, match="fsdp_version: 2"):
-        sharding.refuse_unknown_sharding(first, SimpleNamespace(torch_compile=False), [])
+        sharding.refuse_unknown_sharding(
+            first, SimpleNamespace(torch_compile=False, token_budget=None), []
+        )
 
 
 def test_compilation_of_shards_is_refused() -> None:
     second = processes(DistributedType.FSDP, is_fsdp2=True)
-    sharding.refuse_unknown_sharding(second, SimpleNamespace(torch_compile=False), ["reference"])
+    sharding.refuse_unknown_sharding(
+        second, SimpleNamespace(torch_compile=False, token_budget=None), ["reference"]
+    )
     with pytest.raises(RecipeError, match="Take torch_compile out"):
-        sharding.refuse_unknown_sharding(second, SimpleNamespace(torch_compile=True), [])
+        sharding.refuse_unknown_sharding(
+            second, SimpleNamespace(torch_compile=True, token_budget=None), []
+        )
+
+
+def test_a_budget_is_not_looked_for_on_shards() -> None:
+    args = SimpleNamespace(torch_compile=False, token_budget="auto")
+    with pytest.raises(RecipeError, match="Set a number of tokens"):
+        sharding.refuse_unknown_sharding(processes(DistributedType.FSDP, is_fsdp2=True), args, [])
+    sharding.refuse_unknown_sharding(processes(DistributedType.MULTI_GPU), args, [])
 
 
 @pytest.mark.parametrize(
@@ -43,7 +56,7 @@ def test_compilation_of_shards_is_refused() -> None:
 )
 def test_roles_are_refused_under_zero3_alone(stage, roles, is_refused) -> None:
     here = processes(DistributedType.DEEPSPEED, deepspeed_plugin=SimpleNamespace(zero_stage=stage))
-    args = SimpleNamespace(torch_compile=False)
+    args = SimpleNamespace(torch_compile=False, token_budget=None)
     if not is_refused:
         sharding.refuse_unknown_sharding(here, args, roles)
         return
@@ -138,6 +151,14 @@ def test_a_digest_does_not_depend_on_who_hashes() -> None:
     assert sharding.whole_digest(model, one) == weights_digest(model)
     without = sharding.whole_digest(model, one, without=["bias"])
     assert without == weights_digest(model, without=["bias"]) != weights_digest(model)
+
+
+def test_weights_that_deepspeed_split_have_no_digest() -> None:
+    model = torch.nn.Linear(3, 2)
+    model.weight.ds_id = 0  # type: ignore[attr-defined]
+    one = SimpleNamespace(is_main_process=True, num_processes=1)
+    with pytest.raises(RecipeError, match="zero3_init_flag: false"):
+        sharding.whole_digest(model, one)
 
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.stem)
