@@ -236,6 +236,8 @@ class SealedCheckpoints(Trainer):
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         rank = self.accelerator.process_index
         (staged / STATE.format(rank=rank)).write_text(json.dumps(self._kept()))
+        # Nobody looks before all have written: half-written files go by other names.
+        self.accelerator.wait_for_everyone()
         written = [str(path) for path in staged.rglob("*")]
         if self.accelerator.num_processes > 1:
             # What another machine wrote may not be seen here yet, and would not be sealed.
