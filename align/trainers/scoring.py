@@ -281,7 +281,7 @@ class RoleScoring(ShardedWeights):
         size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
         was_training = model.training
         model.eval()
-        found: list[tuple[int, tuple[Any, ...]]] = []
+        found: list[Any] = []
         try:
             with progress(f"score {role}", len(share), f"{kind.noun}s") as advance:
                 for begin in range(0, len(share), size):
@@ -291,10 +291,8 @@ class RoleScoring(ShardedWeights):
                     advance(len(rows), tokens=sum(kind.read(row) for row in rows))
         finally:
             model.train(was_training)
-        if processes > 1:
-            of_all_ranks: Any = gather_object(found)
-            found = of_all_ranks
-        once = dict(found)
+        everywhere: Any = gather_object(found) if processes > 1 else found
+        once: dict[int, tuple[Any, ...]] = dict(everywhere)
         columns = range(len(kind.scores.stored))
         return tuple([once[i][column] for i in range(len(keys))] for column in columns)
 

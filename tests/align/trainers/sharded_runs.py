@@ -244,8 +244,8 @@ def quantised(runs: Runs) -> dict[str, Any]:
 
 def recipe(runs: Runs) -> dict[str, Any]:
     """`align train`, from the recipe to the finished model and what is measured on it."""
-    run = str(runs.out / "run")
-    main_of_align(["train", runs.given["recipe"], "--run", run])
+    for kind, path in runs.given["recipes"].items():
+        main_of_align(["train", path, "--run", str(runs.out / kind)])
     return {}
 
 

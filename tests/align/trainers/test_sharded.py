@@ -58,7 +58,9 @@ def adapter(folder: str, to: Path) -> str:
     return str(to)
 
 
-def written_recipe(base: Path, folder: str, rows: list[dict], processes: int) -> str:
+def written_recipes(base: Path, folder: str, rows: list[dict], processes: int) -> dict[str, str]:
+    """One of preference training, and one of supervised training, which goes through TRL's loss."""
+
     def words(ids: list[int]) -> str:
         return " ".join(WORDS[i - 4] for i in ids if i >= 4)
 
@@ -72,23 +74,31 @@ def written_recipe(base: Path, folder: str, rows: list[dict], processes: int) ->
             for row in rows
         )
     )
-    recipe = {
+    common = {
         "model": {"model_name_or_path": folder, "dtype": "float32"},
         "data": {"pairs": str(pairs), "held_out": 0.3, "min_completion_tokens": 1},
-        "objective": {"name": "dpo", "beta": 0.3},
-        "roles": {"reference": "start"},
-        "train": {
-            "learning_rate": 1e-3,
-            "max_steps": 2,
-            "per_device_train_batch_size": 4 // processes,
-            "token_budget": 60,
-            "eval_strategy": "no",
-            "report_to": [],
-        },
     }
-    path = base / f"recipe-{processes}.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return str(path)
+    train = {
+        "learning_rate": 1e-3,
+        "max_steps": 2,
+        "per_device_train_batch_size": 4 // processes,
+        "eval_strategy": "no",
+        "report_to": [],
+    }
+    of_kind = {
+        "dpo": {
+            "objective": {"name": "dpo", "beta": 0.3},
+            "roles": {"reference": "start"},
+            "train": train | {"token_budget": 60},
+        },
+        "sft": {"kind": "sft", "train": train, "evaluate": {"suite": []}},
+    }
+    written = {}
+    for kind, own in of_kind.items():
+        path = base / f"{kind}-{processes}.yaml"
+        path.write_text(yaml.safe_dump(common | own))
+        written[kind] = str(path)
+    return written
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +121,7 @@ def results(base, tiny_folder, make_rows, root) -> dict[int, dict]:
     for processes in (1, 2):
         out = base / f"out-{processes}"
         out.mkdir()
-        own = {"out": str(out), "recipe": written_recipe(base, tiny_folder, rows, processes)}
+        own = {"out": str(out), "recipes": written_recipes(base, tiny_folder, rows, processes)}
         order = out / "order.json"
         order.write_text(json.dumps(given | own))
         launch = [sys.executable]
@@ -267,12 +277,15 @@ def test_four_bit_weights_are_sharded_and_trained_on(results) -> None:
         assert_same(found, expected, tolerance=1e-2)
 
 
-def test_a_recipe_leaves_a_whole_model_and_measures_it(results, base) -> None:
-    one, two = (json.loads((base / f"out-{n}/run/metrics.json").read_text()) for n in results)
+@pytest.mark.parametrize(
+    ("kind", "moved"), [("dpo", "preference/margin"), ("sft", "sft/nll_per_token")]
+)
+def test_a_recipe_leaves_a_whole_model_and_measures_it(results, base, kind, moved) -> None:
+    one, two = (json.loads((base / f"out-{n}/{kind}/metrics.json").read_text()) for n in results)
     assert two["training"]["processes"] == 2
     for when in ("before", "after"):
         for name, expected in one[when].items():
             for part, value in expected.items():
                 close = None if value is None else pytest.approx(value, rel=1e-4, abs=1e-4)
                 assert two[when][name][part] == close, (when, name, part)
-    assert one["after"]["preference/margin"]["value"] != 0.0
+    assert abs(one["after"][moved]["value"] - one["before"][moved]["value"]) > 1e-3
