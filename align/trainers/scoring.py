@@ -274,14 +274,14 @@ class RoleScoring(ShardedWeights):
             for row in kind.id_rows(dataset)
         ]
         order = sorted(range(len(keys)), key=lambda i: (keys[i], i))
-        processes = self.accelerator.num_processes
         # As many for every rank, so that all of them run the same passes; repeats count once.
-        order += order[:1] * (-len(order) % processes)
-        share = order[self.accelerator.process_index :: processes]
+        everyone: Any = self.accelerator
+        order += order[:1] * (-len(order) % everyone.num_processes)
+        share = order[everyone.process_index :: everyone.num_processes]
         size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
         was_training = model.training
         model.eval()
-        found: list[Any] = []
+        found: list[tuple[int, tuple[Any, ...]]] = []
         try:
             with progress(f"score {role}", len(share), f"{kind.noun}s") as advance:
                 for begin in range(0, len(share), size):
@@ -291,7 +291,7 @@ class RoleScoring(ShardedWeights):
                     advance(len(rows), tokens=sum(kind.read(row) for row in rows))
         finally:
             model.train(was_training)
-        everywhere: Any = gather_object(found) if processes > 1 else found
+        everywhere: Any = gather_object(found) if everyone.num_processes > 1 else found
         once: dict[int, tuple[Any, ...]] = dict(everywhere)
         columns = range(len(kind.scores.stored))
         return tuple([once[i][column] for i in range(len(keys))] for column in columns)
