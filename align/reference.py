@@ -75,9 +75,22 @@ def weights_digest(model: nn.Module, without: Sequence[str] = ()) -> str:
         model: whose state.
         without: tensors with one of these in their name are left out.
     """
-    h = hashlib.sha256()
     state = sorted(model.state_dict().items())
-    with progress("hash weights", len(state), "tensors") as advance:
+    return tensors_digest(state, len(state), without)
+
+
+def tensors_digest(
+    state: Iterable[tuple[str, Any]], total: int, without: Sequence[str] = ()
+) -> str:
+    """Sha256 over names, dtypes, shapes and bytes, in hex.
+
+    Args:
+        state: a model's tensors by name, in the order of their names.
+        total: how many there are.
+        without: tensors with one of these in their name are left out.
+    """
+    h = hashlib.sha256()
+    with progress("hash weights", total, "tensors") as advance:
         for name, tensor in state:
             advance()
             if not isinstance(tensor, torch.Tensor) or any(part in name for part in without):
@@ -179,10 +192,16 @@ class RoleScores:
         self._columns = columns
         self._about = {"identity": identity.to_json(), "rows": rows, "backend": backend}
 
+    def are_there(self) -> bool:
+        """Whether they are there, whole; every file is hashed."""
+        return damage(self.folder) is None
+
     def load(self, role: str) -> Dataset | None:
         """The score columns under the role's names, or None when they are absent or damaged."""
-        if not self.folder.is_dir() or damage(self.folder) is not None:
-            return None
+        return self.read(role) if self.are_there() else None
+
+    def read(self, role: str) -> Dataset:
+        """The score columns under the role's names, of scores that `are_there`."""
         stored = Dataset.load_from_disk(str(self.folder / "scores"))
         return stored.rename_columns(
             dict(zip(self._columns.stored, self._columns.of(role), strict=True))

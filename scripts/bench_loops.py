@@ -20,10 +20,8 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from align.forest import PADDED, Backend, Choice
-from align.forest.head import edge_logps
 from align.forest.model import add_edge_head
 from align.trainers import PreferenceConfig, PreferenceTrainer
-from align.trainers.head import trl_edge_logps
 from align.trainers.loading import load_frozen
 from align.types import Logps, Pair
 
@@ -81,8 +79,7 @@ class OnlineReference(PreferenceTrainer):
     def freeze(self, folder: str) -> None:
         """The reference is the model in `folder`."""
         self.frozen = load_frozen(folder, self.model.dtype).to(self.args.device)
-        score = trl_edge_logps if self._head_on_triton_or_sharded() else edge_logps
-        add_edge_head(self.frozen, score)
+        add_edge_head(self.frozen, self._edge_logps)
 
     def _frozen_logps(self, part: Mapping[str, Any], kind: Any) -> dict[str, Pair[Logps]]:
         del kind

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ def loading_options(model: Model, folder: str) -> dict[str, Any]:
         )
         options["device_map"] = {"": PartialState().device}
     return options
+
+
+def will_shard() -> bool:
+    """Whether this process was launched to train on sharded weights."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def reads_images(config: Any) -> bool:

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from align.servers.caller import CachedCaller
-from align.servers.calls import CallStore
+from align.servers.calls import CallStore, calls_file
 from align.servers.endpoint import Endpoint, OpenAICaller
-
-CALLS = "calls.sqlite"
 
 
 @contextlib.contextmanager
 def cached_caller(server: Endpoint, folder: Path) -> Iterator[CachedCaller]:
-    """Asks `server`; its answers are kept in `folder`, whichever round asked first."""
-    with CallStore(folder / CALLS) as store:
+    """Asks `server`; its answers are kept in the folder's store, whichever round asked first."""
+    with CallStore(calls_file(folder)) as store:
         yield CachedCaller(OpenAICaller(server), store)

@@ -24,6 +24,19 @@ BUSY = 60.0
 EXPORT_ROWS = 1000
 
 
+def calls_file(folder: Path) -> Path:
+    """The store of a run's or loop's folder: in it, or below $ALIGN_CALLS where that is set.
+
+    SQLite needs a file system with real locks; `ALIGN_CALLS` names a local disk for runs whose
+    folder several machines share.
+    """
+    local = os.environ.get("ALIGN_CALLS")
+    if not local:
+        return folder / "calls.sqlite"
+    of_folder = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return Path(local) / f"{of_folder}.sqlite"
+
+
 def key_of(
     *,
     prompt_bytes: bytes,

@@ -14,17 +14,18 @@ from datasets import Dataset
 from transformers import set_seed
 
 from align.errors import Interrupted
-from align.policies.classifiers import describe, new_classifier
-from align.policies.loading import load_policy
+from align.policies.classifiers import describe, load_classifier, new_classifier
+from align.policies.loading import load_policy, will_shard
 from align.policies.quantization import keep_gradients_on_cpu
 from align.recipe import KindRecipe
 from align.runs.folder import RunFolder
 from align.runs.manifest import publish
 from align.runs.versions import versions
-from align.stages.policies import unpatched
+from align.stages.policies import load_round_policy, unpatched
 from align.stages.training import adapter_of, arguments_here, quieten
 from align.tokens.whole_rows import ONE_ANSWER, TWO_ANSWERS
 from align.trainers.kinds import kind_trainer
+from align.trainers.sharding import save_whole
 
 LAYOUT = {"reward": ONE_ANSWER, "preference_model": TWO_ANSWERS}
 
@@ -111,11 +112,12 @@ def train_kind(
         )
     trained: Any = unpatched(trainer.model)
     step, history = trainer.state.global_step, trainer.state.log_history
+    # Before it is measured, so that nothing that goes wrong there costs the training.
+    partial = run.path / "model.partial"
     if state.is_main_process:
-        # Before it is measured, so that nothing that goes wrong there costs the training.
-        partial = run.path / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        trained.save_pretrained(partial)
+    save_whole(trainer, partial)
+    if state.is_main_process:
         tokenizer.save_pretrained(partial)
         if recipe.kind != "sft":
             describe(partial, recipe.kind, LAYOUT[recipe.kind], recipe.model)
@@ -124,10 +126,25 @@ def train_kind(
         publish(partial, run.model, {"versions": versions(), "step": step})
     # Gradients and the optimizer's states would lie beside the evaluation's own memory.
     del trainer, model
+    if will_shard():
+        del trained
     clear_device_cache(garbage_collection=True)
-    after = measuring(trained) if state.is_main_process else {}
+    after: dict[str, Any] = {}
+    if state.is_main_process:
+        # Shards in memory answer only to all processes together.
+        finished = _finished(recipe, run, folder, state) if will_shard() else trained
+        after = measuring(finished)
     state.wait_for_everyone()
     return TrainedKind(before, after, history)
+
+
+def _finished(recipe: KindRecipe, run: RunFolder, start: str, state: PartialState) -> Any:
+    """The trained model, from the disk."""
+    if recipe.kind == "sft":
+        section: Any = recipe
+        return load_round_policy(section, run.model, start, trainable=False)
+    model, _ = load_classifier(str(run.model), "model")
+    return _placed(model, state)
 
 
 def _placed(model: Any, state: PartialState) -> Any:

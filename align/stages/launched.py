@@ -20,6 +20,7 @@ from align.stages.processes import this_process
 from align.stages.train import train_on
 from align.stages.trained_rows import rows_for
 from align.stages.workshop import Workshop
+from align.trainers.sharding import state_to_save
 
 
 def main(path: str) -> int:
@@ -32,11 +33,13 @@ def main(path: str) -> int:
     rows = [rows_for(recipe.objective).read(row) for row in read_lines(Path(order["rows"]))]
     scratch = Path(order["scratch"])
     trainer, about = train_on(recipe, workshop, model, rows, order["roles"], order["seed"], scratch)
+    weights = state_to_save(trainer)
     if state.is_main_process:
         save_policy(
             unpatched(trainer.accelerator.unwrap_model(trainer.model)),
             workshop.tokenizer,
             Path(order["out"]),
+            weights,
         )
         (scratch / "about.json").write_text(json.dumps(about, allow_nan=False))
     state.wait_for_everyone()

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from align.loops.stage import StageContext
 from align.policies.fetched import folder_of
-from align.policies.loading import load_policy
+from align.policies.loading import load_policy, will_shard
 from align.policies.merged import whole_folder
 from align.policies.model import Model
 from align.policies.quantization import keep_gradients_on_cpu
@@ -54,19 +54,19 @@ def load_round_policy(
     """
     is_start = folder == Path(start)
     if is_start or not (folder / "adapter_config.json").is_file():
-        return load_whole(recipe.model, start if is_start else str(folder))
+        return load_whole(recipe.model, start if is_start else str(folder), trainable=trainable)
     return load_adapted(recipe.model, folder, start, trainable=trainable)
 
 
-def load_whole(section: Model, folder: str) -> Any:
-    """A whole model from a folder or hub id, on this process's device."""
+def load_whole(section: Model, folder: str, *, trainable: bool = False) -> Any:
+    """A whole model from a folder or hub id, where `_placed` puts it."""
     model: Any = load_policy(section, folder)
     keep_gradients_on_cpu(model)
-    return model if _is_placed(model) else model.to(PartialState().device)
+    return _placed(model, model, trainable)
 
 
 def load_adapted(section: Model, adapter: Path, base: str, *, trainable: bool) -> Any:
-    """The adapter in a folder on its base, on this process's device.
+    """The adapter in a folder on its base, where `_placed` puts it.
 
     Args:
         section: how the base's weights are loaded.
@@ -78,7 +78,7 @@ def load_adapted(section: Model, adapter: Path, base: str, *, trainable: bool) -
     keep_gradients_on_cpu(whole)
     model: Any = PeftModel.from_pretrained(whole, str(adapter), is_trainable=trainable)
     keep_types(model, adapter)
-    return model if _is_placed(whole) else model.to(PartialState().device)
+    return _placed(model, whole, trainable)
 
 
 def start_beside(
@@ -115,9 +115,10 @@ def keep_types(model: Any, folder: Path) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _is_placed(model: Any) -> bool:
-    # Quantised weights cannot be moved.
-    return getattr(model, "hf_device_map", None) is not None
+def _placed(model: Any, base: Any, trainable: bool) -> Any:
+    """On this process's device; what will be sharded stays where it is until then."""
+    is_placed = getattr(base, "hf_device_map", None) is not None  # quantised weights stay there
+    return model if is_placed or (trainable and will_shard()) else model.to(PartialState().device)
 
 
 @contextlib.contextmanager
@@ -132,9 +133,21 @@ def borrowed_policy(
     context.put_back("policy", model)
 
 
-def save_policy(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Weights (an adapter's alone where there is one), tokenizer, and how to sample from it."""
-    model.save_pretrained(folder)
+def save_policy(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Weights (an adapter's alone where there is one), tokenizer, and how to sample from it.
+
+    Args:
+        model: the policy.
+        tokenizer: its.
+        folder: where to.
+        state: its weights, where the model has only a share of them.
+    """
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
     if not (folder / "adapter_config.json").is_file():
         # `transformers serve` heeds a request's temperature only where this is set.

@@ -25,17 +25,18 @@ from transformers import (
 )
 
 from align.errors import Interrupted
-from align.policies.loading import load_policy
+from align.policies.loading import load_policy, will_shard
 from align.policies.quantization import keep_gradients_on_cpu
 from align.policies.start import Start, start_identity
 from align.recipe import Model, Recipe, Train
 from align.runs.folder import RunFolder
 from align.runs.manifest import publish
 from align.runs.versions import versions
-from align.stages.policies import start_beside, unpatched
+from align.stages.policies import load_round_policy, start_beside, unpatched
 from align.stages.trained_rows import rows_for
 from align.trainers.config import PreferenceConfig
 from align.trainers.progress import TrainingProgress
+from align.trainers.sharding import save_whole
 
 # (policy, the start policy, which may be that very model) -> metrics
 Evaluation = Callable[[PreTrainedModel, Start], dict[str, Any]]
@@ -163,14 +164,17 @@ def train_policy(
     model: Any = load_policy(recipe.model, folder)
     # Before anything is measured: the 4-bit repacking happens in the first forward pass.
     keep_gradients_on_cpu(model)
+    shards = will_shard()
     before: dict[str, Any] = {}
     identity = None
     if state.is_main_process:
         if recipe.evaluate.needs_pairs:
             # Now, while the files are those that were loaded.
             identity = start_identity(recipe.model, folder, tokenizer)
+        # A model that is sharded in training need not fit onto one device.
+        placed = model if shards and not recipe.evaluate.suite else model.to(state.device)
         before = run.read_json("before.json") or evaluation(
-            model.to(state.device), Start.in_memory(model, identity)
+            placed, Start.in_memory(model, identity)
         )
         run.write_json("before.json", before)
     state.wait_for_everyone()
@@ -198,11 +202,12 @@ def train_policy(
             "command again to go on."
         )
     policy = unpatched(trainer.model)
+    # Before it is measured, so that nothing that goes wrong there costs the training.
+    partial = run.path / "model.partial"
     if state.is_main_process:
-        # Before it is measured, so that nothing that goes wrong there costs the training.
-        partial = run.path / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        policy.save_pretrained(partial)
+    save_whole(trainer, partial)
+    if state.is_main_process:
         tokenizer.save_pretrained(partial)
         # peft's own card; ours is written beside the sealed files once the metrics are there.
         (partial / "README.md").unlink(missing_ok=True)
@@ -222,8 +227,13 @@ def train_policy(
     )
     # Gradients and the optimizer's states would lie beside the evaluation's own memory.
     del trainer, model
+    if shards:
+        del policy
     clear_device_cache(garbage_collection=True)
     if state.is_main_process:
+        if shards:
+            # The shards in memory answer only to all processes together.
+            policy = load_round_policy(recipe, run.model, folder, trainable=False)
         start = start_beside(recipe, folder, identity, policy)
         trained = replace(trained, after=evaluation(policy, start))
     state.wait_for_everyone()

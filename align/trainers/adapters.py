@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
-
-from align.reference import weights_digest
 
 ROLE_ADAPTER = "frozen_role"
 
@@ -27,15 +25,20 @@ def on_same_base(policy: Any, source: str) -> bool:
 
 
 @contextlib.contextmanager
-def as_adapter(policy: Any, source: str) -> Iterator[str]:
+def as_adapter(policy: Any, source: str, digest: Callable[..., str]) -> Iterator[str]:
     """Inside, the policy answers as `source`, one `on_same_base`; outside, as itself again.
+
+    Args:
+        policy: with an adapter of its own.
+        source: folder or hub id.
+        digest: as `weights_digest`.
 
     Yields:
         Sha256 over the weights that answer, in hex.
     """
     if not (Path(source) / "adapter_config.json").is_file():
         with policy.disable_adapter():
-            yield weights_digest(policy, without=[f".{name}." for name in policy.peft_config])
+            yield digest(policy, without=[f".{name}." for name in policy.peft_config])
         return
     active = policy.active_adapter
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
@@ -43,7 +46,7 @@ def as_adapter(policy: Any, source: str) -> Iterator[str]:
     try:
         policy.set_adapter(ROLE_ADAPTER)
         others = [f".{name}." for name in policy.peft_config if name != ROLE_ADAPTER]
-        yield weights_digest(policy, without=others)
+        yield digest(policy, without=others)
     finally:
         policy.set_adapter(active)
         policy.delete_adapter(ROLE_ADAPTER)

@@ -68,7 +68,8 @@ class TrainerBase(DPOTrainer):
         would hold all of them at once, 2 bytes a parameter.
         """
         super().create_accelerator_and_postprocess()
-        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        accelerator: Any = self.accelerator
+        accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
 
     @property
     def scored_kind(self) -> RowKind[Any]:

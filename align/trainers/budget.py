@@ -29,16 +29,11 @@ class BudgetSearch(TrainerBase):
         """`args.token_budget`, with `auto` replaced by what was found on this machine.
 
         Raises:
-            RecipeError: `auto` where weights are sharded.
+            RecipeError: `auto` where the rows are a stream.
             MachineError: not even the longest row fits.
         """
         if self.args.token_budget != "auto":
             return self.args.token_budget
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise RecipeError(
-                "token_budget: auto tries passes on whole weights, and this launch shards them. "
-                "Set a number of tokens."
-            )
         if isinstance(self.train_dataset, IterableDataset):
             raise RecipeError(
                 "token_budget: auto looks for the longest rows, and a stream does not know "

@@ -16,15 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from align.errors import RecipeError
+from align.errors import MachineError, RecipeError
 from align.runs.manifest import MANIFEST, damage, publish, read_about
 from align.trainers.base import TrainerBase
 from align.trainers.guards import StopOnSignal
+from align.trainers.ranks import of_main, seen
 from align.trainers.settings import run_settings
+from align.trainers.sharding import gathered_state
 
 logger = logging.getLogger(__name__)
 
@@ -160,30 +163,52 @@ class SealedCheckpoints(Trainer):
             RecipeError: the checkpoint belongs to a run with other settings or to another trainer,
                 or is named and damaged.
         """
+        # Once, because the rows are hashed for it.
+        self._settings = self.settings()
+        checkpoint = of_main(self.accelerator, lambda: self._to_go_on_from(resume_from_checkpoint))
+        if checkpoint is not None:
+            rank = self.accelerator.process_index
+            self._find_again(json.loads((checkpoint / STATE.format(rank=rank)).read_text()))
+        try:
+            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+        finally:
+            self._signal.release()
+
+    def _to_go_on_from(self, asked: str | bool | None) -> Path | None:
+        """The checkpoint, verified; what is in the way of the run's new ones is put aside."""
+        output_dir = Path(self.args.output_dir)
         checkpoint: Path | None = None
-        if resume_from_checkpoint is True:
-            checkpoint = newest_whole_checkpoint(Path(self.args.output_dir))
-        elif resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
+        if asked is True:
+            checkpoint = newest_whole_checkpoint(output_dir)
+        elif asked:
+            checkpoint = Path(asked)
             refuse_of_another_trainer(checkpoint)
             if problem := damage(checkpoint):
                 raise RecipeError(
                     f"{checkpoint} is not a whole checkpoint: {problem}. Name another one, or pass "
                     "resume_from_checkpoint=True for the newest whole one of this run."
                 )
-        # Once, because the rows are hashed for it.
-        self._settings = self.settings()
         if checkpoint is not None:
             refuse_other_run(checkpoint, self._settings, self.changeable)
-            rank = self.accelerator.process_index
-            self._find_again(json.loads((checkpoint / STATE.format(rank=rank)).read_text()))
-        if resume_from_checkpoint and self.accelerator.is_main_process:
-            set_newer_aside(Path(self.args.output_dir), checkpoint)
-        shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)
-        try:
-            return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
-        finally:
-            self._signal.release()
+        if asked:
+            set_newer_aside(output_dir, checkpoint)
+        shutil.rmtree(output_dir / STAGING, ignore_errors=True)
+        return checkpoint
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`; weights that FSDP shards are gathered, and of an adapter only its own.
+
+        A checkpoint holds the shards beside; it takes whole weights only where FSDP's
+        `state_dict_type` is FULL_STATE_DICT.
+        """
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is None or (_internal_call and "FULL" not in str(plugin.state_dict_type)):
+            super().save_model(output_dir, _internal_call)
+            return
+        folder: Any = self.args.output_dir if output_dir is None else output_dir
+        self._save(folder, state_dict=gathered_state(self.model))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _get_output_dir(self, trial: Any) -> str:
         base = super()._get_output_dir(trial)
@@ -211,8 +236,18 @@ class SealedCheckpoints(Trainer):
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
         rank = self.accelerator.process_index
         (staged / STATE.format(rank=rank)).write_text(json.dumps(self._kept()))
+        # Nobody looks before all have written: half-written files go by other names.
         self.accelerator.wait_for_everyone()
+        written = [str(path) for path in staged.rglob("*")]
+        if self.accelerator.num_processes > 1:
+            # What another machine wrote may not be seen here yet, and would not be sealed.
+            written = gather_object(written)
         if self.args.should_save:
+            if missing := next((name for name in written if not seen(Path(name))), None):
+                raise MachineError(
+                    f"{missing} was written by another process and is not seen on the main one. "
+                    "On several machines output_dir must be a folder that all of them share."
+                )
             about = {"run": self._settings, "step": self.state.global_step}
             publish(staged, output_dir / name, about)
             rotate_checkpoints(

@@ -14,6 +14,7 @@ from transformers import Trainer
 from align.trainers.config import refuse_precomputed_streams
 from align.trainers.live import LiveRoles
 from align.trainers.metrics import HeldOut, SeenOnce, SumsOverCounts
+from align.trainers.ranks import same_number
 from align.trainers.records import Records
 from align.trainers.rows import RowPreparation, hidden_images
 
@@ -36,22 +37,11 @@ class Evaluating(RowPreparation, LiveRoles, Records):
         loss = torch.zeros((), device=self.accelerator.device)
         with torch.no_grad(), self.compute_loss_context_manager():
             prepared: Any = self._prepare_inputs(inputs)
-            parts = prepared["parts"]
-            if self.accelerator.num_processes > 1:
-                # Each part's rows are gathered, which all ranks have to do equally often.
-                parts = self._evened(parts)
-            for part in parts:
+            # Each part's rows are gathered, which all ranks have to do equally often.
+            for part in same_number(self.accelerator, prepared["parts"]):
                 share = part["sizes"].sum() / prepared["sizes"].sum()
                 loss += self.compute_loss(model, part).detach() * share
         return loss, None, None
-
-    def _evened(self, parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """As many parts as the rank with the most has; those on top count for nothing."""
-        here = torch.tensor([len(parts)], device=self.accelerator.device)
-        most: Any = self.accelerator.gather(here)
-        last = parts[-1]
-        empty = last | {"counts": torch.zeros(last["row_index"].numel(), device=here.device)}
-        return parts + [empty] * (int(most.max()) - len(parts))
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As in `Trainer`, with exact metrics.
@@ -61,6 +51,7 @@ class Evaluating(RowPreparation, LiveRoles, Records):
         self._eval_sums, self._eval_seen = SumsOverCounts(), SeenOnce(self.accelerator)
         self._held_out = HeldOut()
         output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self._forget_gathered()
         exact = self.kind.derived(self._eval_sums.means())
         exact["num_tokens"] = self._tokens_read()[0]
         if self.compute_metrics is not None and not self.args.prediction_loss_only:

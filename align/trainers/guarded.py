@@ -19,7 +19,7 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch import Tensor
 
 from align.errors import DataError, NumericalError
-from align.reference import digest, rows_digest, tokenizer_digest, weights_digest
+from align.reference import digest, rows_digest, tokenizer_digest
 from align.trainers.checkpoints import SealedCheckpoints
 from align.trainers.guards import StopOnBadWeights, StopOnSignal
 from align.trainers.precision import (
@@ -28,6 +28,7 @@ from align.trainers.precision import (
     unrounded_adapters,
 )
 from align.trainers.settings import trained_settings
+from align.trainers.sharding import whole_digest
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class Guarded(SealedCheckpoints):
     def _begun(self, processing_class: Any) -> None:
         adapter_in_float32(self.model)
         refuse_weights_that_stay(self)
-        self._start = digest([weights_digest(self.model), tokenizer_digest(processing_class)])
+        weights = whole_digest(self.model, self.accelerator)
+        self._start = digest([weights, tokenizer_digest(processing_class)])
 
     def _numbered(self, dataset: Dataset, places: Sequence[str]) -> Dataset:
         """Tokenised rows with their numbers, and with the length that they are sorted by.

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.errors import NumericalError
+from align.trainers.sharding import here
 
 
 class StopOnBadWeights(TrainerCallback):
@@ -28,8 +29,14 @@ class StopOnBadWeights(TrainerCallback):
         trained = [p for p in kwargs["model"].parameters() if p.requires_grad]
         if not trained:
             return
-        largest = torch.nn.utils.get_total_norm(trained, float("inf"))
-        if not bool(largest.isfinite()):
+        # An empty shard has no largest weight.
+        shards = [shard for p in trained if (shard := here(p)).numel()]
+        largest = torch.nn.utils.get_total_norm(shards, float("inf"))
+        is_bad = not bool(largest.isfinite())
+        if any(here(p) is not p for p in trained):
+            # Others would wait for the shards of the rank that stops.
+            is_bad = _on_any_rank(is_bad)
+        if is_bad:
             raise NumericalError(
                 f"Step {state.global_step + 1}: a weight became infinite or not a number in the "
                 f"optimizer step. The learning rate {args.learning_rate:g} is probably too high. "

@@ -17,11 +17,9 @@ from accelerate.utils import is_peft_model
 from trl.trainer.callbacks import SyncRefModelCallback
 
 from align.errors import MachineError, RecipeError
-from align.forest.head import edge_logps
 from align.forest.lm_head import Predictions, head_of, kept
-from align.forest.model import EdgeOutput, add_edge_head
+from align.forest.model import EdgeOutput
 from align.reference import START, Identity
-from align.trainers.head import trl_edge_logps
 from align.trainers.row_kind import RowKind
 from align.trainers.scoring import RoleScoring
 
@@ -59,6 +57,9 @@ class LiveRoles(RoleScoring):
                 if compared and output.hidden is not None:
                     base = model.get_base_model() if is_peft_model(model) else model
                     predictions = Predictions(output.hidden, kept(head_of(base)))
+                if model is not self.model:
+                    # Gathered weights would not follow a reference that is renewed.
+                    self._forget_gathered(model)
         return found, predictions
 
     def _read(
@@ -191,12 +192,6 @@ class LiveRoles(RoleScoring):
         if self.state.global_step == 0:
             return contextlib.nullcontext(model)
         return self._as_started("reference")
-
-    def _ready(self, model: Any) -> Any:
-        model = model.to(self.accelerator.device)
-        score = trl_edge_logps if self._head_on_triton_or_sharded() else edge_logps
-        add_edge_head(model.get_base_model() if is_peft_model(model) else model, score)
-        return model
 
     def _renew_reference(self) -> None:
         """Makes `reference` a model of its own that follows the policy, as TRL's callback does it.

@@ -32,6 +32,9 @@ def load_frozen(
     options["trust_remote_code"] = trust_remote_code
     if revision:
         options["revision"] = revision
+    if torch.distributed.is_initialized():
+        # TRL's default would spread each process's copy over all devices.
+        options["device_map"] = None
     if (Path(name) / "adapter_config.json").is_file():
         model: Any = _adapted(name, options)
     else:

@@ -10,6 +10,7 @@ What they change in TRL's, and where:
 - `rows`, `pair_rows`, `group_rows`: rows are tokenised and checked by `align.tokens.encoder`.
 - `scoring`: frozen policies are named roles that are scored once, before training, by the weights
   they really have.
+- `sharding`: weights can be shared out over the processes (FSDP2).
 - `sampling`: rows of one prompt can be kept together.
 - `budget`: the tokens of one forward pass can be found out.
 - `metrics`, `records`: metrics are sums over counts.
@@ -39,7 +40,7 @@ from align.errors import RecipeError
 from align.forest.attention import attending
 from align.objectives.refusals import collecting
 from align.policies.quantization import keep_gradients_on_cpu
-from align.reference import START, ConfigOnly, weights_digest
+from align.reference import ConfigOnly
 from align.tokens.vision.pixels import PixelReader
 from align.trainers.bad_numbers import BadNumbers
 from align.trainers.budget import BudgetSearch
@@ -61,10 +62,12 @@ from align.trainers.precision import (
     refuse_weights_that_stay,
     unrounded_adapters,
 )
+from align.trainers.ranks import same_number
 from align.trainers.records import Records
 from align.trainers.rows import hidden_images
 from align.trainers.sampling import RowSampling
 from align.trainers.scoring import RoleSource
+from align.trainers.sharding import here
 
 
 class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, RowSampling):
@@ -160,18 +163,20 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         self._check_columns()
         self._sources, self._live = sources, {}
         self._check_vocabulary()
+        # Now, because these are the last moments of whole weights where they are sharded.
+        self._start = self._started_from()
         if self._is_compared("reference") and not args.sync_ref_model:
             self._keep_reference()
+        self._shard()
         self.backend = self._choose_backend()
         processor: Any = self.processing_class
         pixels = PixelReader(processor) if self._is_vlm else None
         self._layout = self._collator(pixels)
         if data_collator is None:
             self.data_collator = self._layout
-        self._start = self._identity(START, weights_digest(self.model), self.model.dtype)
         # What a role `start` is read from once training has begun; an adapter is small.
         self._adapter_at_start = {
-            name: parameter.detach().cpu().clone()
+            name: here(parameter).detach().cpu().clone()
             for name, parameter in self.model.named_parameters()
             if parameter.requires_grad and is_peft_model(self.model)
         }
@@ -183,6 +188,7 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         elif self.eval_dataset is not None:
             self.eval_dataset = self._with_roles(self.eval_dataset)
         self.probe = self._probe()
+        self._forget_gathered()
         if data_collator is None:
             self.data_collator = replace(self.data_collator, token_budget=self._token_budget())
 
@@ -338,4 +344,4 @@ class ObjectiveTrainer(Coupling, BadNumbers, Evaluating, Records, BudgetSearch, 
         """
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return parts
-        return self._evened(parts)
+        return same_number(self.accelerator, parts)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset, IterableDataset, concatenate_datasets
 from torch.nn.functional import softplus
 from transformers import PreTrainedModel
@@ -18,7 +19,7 @@ from trl.trainer.utils import get_config_model_id
 
 from align.errors import MachineError, NumericalError, RecipeError
 from align.forest import PADDED, Choice, choose_backend
-from align.forest.head import edge_logps
+from align.forest.head import EdgeLogps, edge_logps
 from align.forest.model import add_edge_head
 from align.forest.radix import SHORTEST_SHARED
 from align.policies.quantization import keep_gradients_on_cpu
@@ -30,13 +31,14 @@ from align.reference import (
     cache_root,
     rows_digest,
     tokenizer_digest,
-    weights_digest,
 )
 from align.tokens.dataset import scored_columns
 from align.trainers.adapters import as_adapter, on_same_base
-from align.trainers.base import TrainerBase
 from align.trainers.head import trl_edge_logps
 from align.trainers.loading import load_frozen
+from align.trainers.ranks import of_main, same_number, seen
+from align.trainers.sharded import ShardedWeights
+from align.trainers.sharding import here, is_zero3, shard_early, shards_weights
 from align.types import ROLES
 
 logger = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ SCORE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 SCORE_TOLERANCE_LOW_PRECISION = 5e-2
 
 
-class RoleScoring(TrainerBase):
+class RoleScoring(ShardedWeights):
     """The part of the trainer that turns roles into columns of per-token log-probs."""
 
     # Who a role is whose distributions are compared, unless it is the policy before training.
@@ -94,6 +96,9 @@ class RoleScoring(TrainerBase):
 
     def _identity(self, source: str, weights: str, dtype: torch.dtype) -> Identity:
         autocast = self.accelerator.mixed_precision
+        if shards_weights(self.accelerator) and autocast != "no":
+            # Autocast keeps some layers wide that FSDP's mixed precision does not.
+            autocast = f"{autocast}/fsdp"
         reader: Any = self.processing_class
         return Identity(
             source=source,
@@ -112,15 +117,15 @@ class RoleScoring(TrainerBase):
                 with self._as_started(role) as model:
                     yield model, self._start
         elif isinstance(source, str) and on_same_base(self.model, source):
-            with as_adapter(self.model, source) as weights:
-                yield self.model, self._identity(source, weights, self.model.dtype)
+            with as_adapter(self.model, source, self._digest) as weights:
+                yield self.model, self._identity(source, weights, self._start_dtype)
         elif isinstance(source, str):
-            frozen = load_frozen(source, self.model.dtype, self.args.trust_remote_code)
+            frozen = load_frozen(source, self._start_dtype, self.args.trust_remote_code)
             keep_gradients_on_cpu(frozen)
-            yield frozen, self._identity(source, weights_digest(frozen), frozen.dtype)
+            yield frozen, self._identity(source, self._digest(frozen), frozen.dtype)
         else:
             name = get_config_model_id(source.config) or "in memory"
-            yield source, self._identity(name, weights_digest(source), source.dtype)
+            yield source, self._identity(name, self._digest(source), source.dtype)
 
     @contextlib.contextmanager
     def _as_started(self, role: str) -> Iterator[Any]:
@@ -130,18 +135,22 @@ class RoleScoring(TrainerBase):
             RecipeError: it cannot be had again.
         """
         if self._adapter_at_start:
-            trained = {
-                name: parameter.data
+            self._forget_gathered()
+            adapter = {
+                name: here(parameter.data)
                 for name, parameter in self.model.named_parameters()
                 if name in self._adapter_at_start
             }
+            trained = {name: value.clone() for name, value in adapter.items()}
             try:
-                for name, value in trained.items():
-                    self.model.get_parameter(name).data = self._adapter_at_start[name].to(value)
+                # In place, because sharded weights are gathered from the memory that they have.
+                for name, value in adapter.items():
+                    value.copy_(self._adapter_at_start[name])
                 yield self.model
             finally:
-                for name, value in trained.items():
-                    self.model.get_parameter(name).data = value
+                self._forget_gathered()
+                for name, value in adapter.items():
+                    value.copy_(trained[name])
             return
         how_on = "Pass every data set you want to evaluate on as eval_dataset."
         if self.args.precompute_ref_log_probs:
@@ -156,10 +165,10 @@ class RoleScoring(TrainerBase):
         if not source:
             raise RecipeError(f"{lost}, and no folder of it is known. {how_on}")
         try:
-            frozen = load_frozen(source, self.model.dtype, self.args.trust_remote_code)
+            frozen = load_frozen(source, self._start_dtype, self.args.trust_remote_code)
         except OSError as error:
             raise RecipeError(f"{lost}, and {source} cannot be read: {error}. {how_on}") from error
-        if weights_digest(frozen) != self._start.weights:
+        if self._digest(frozen) != self._start.weights:
             raise RecipeError(f"{lost}, and {source} holds other weights. {how_on}")
         keep_gradients_on_cpu(frozen)
         yield frozen
@@ -170,6 +179,14 @@ class RoleScoring(TrainerBase):
         Such a role is not scored beforehand: the same pass gives its log-probs.
         """
         return role == "reference" and "divergence" in self.objective.vocabulary
+
+    def _ready(self, model: Any) -> Any:
+        """A frozen model that can be asked: with an edge head, on the device or sharded."""
+        if shards_weights(self.accelerator):
+            return shard_early(model, self.accelerator, self._edge_logps)
+        model = model.to(self.accelerator.device)
+        add_edge_head(model.get_base_model() if is_peft_model(model) else model, self._edge_logps)
+        return model
 
     def _with_roles(self, dataset: Dataset) -> Dataset:
         """The data set with the columns of per-token log-probs of each role."""
@@ -191,27 +208,28 @@ class RoleScoring(TrainerBase):
                 backend = self.backend.backend.name
                 root = cache_root() / "roles"
                 scores = RoleScores(root, identity, rows, backend, kind.scores)
-                columns = scores.load(role)
-                if columns is None:
+                if not of_main(self.accelerator, scores.are_there):
                     found = self._score(role, model, dataset)
                     if self.accelerator.is_main_process:
                         scores.save(*found)
                     self.accelerator.wait_for_everyone()
-                    columns = scores.load(role)
-            if columns is None:
+            del model
+            if shards_weights(self.accelerator):
+                # Sharded modules and their hooks hold each other.
+                clear_device_cache(garbage_collection=True)
+            if not seen(scores.folder):
                 raise MachineError(
                     f"The scores of role {role} were written to {scores.folder} and cannot be read "
                     "back there. On several machines ALIGN_CACHE must be a folder that all of them "
                     "share."
                 )
-            dataset = concatenate_datasets([dataset, columns], axis=1)
+            dataset = concatenate_datasets([dataset, scores.read(role)], axis=1)
         return dataset
 
     def _choose_backend(self) -> Choice:
         """Compares the forest's log-probs of a few rows with the model's own, and says so."""
         base = self.model.get_base_model() if is_peft_model(self.model) else self.model
-        score = trl_edge_logps if self._head_on_triton_or_sharded() else edge_logps
-        add_edge_head(base, score)
+        add_edge_head(base, self._edge_logps)
         wanted = self.args.forest_backend
         if self.args.neftune_noise_alpha is not None:
             # TRL's noise: as many draws as there are slots, scaled by the width they are padded to.
@@ -222,11 +240,9 @@ class RoleScoring(TrainerBase):
             choice = Choice(
                 PADDED, "padded rows, because torch.compile wants the same shapes again", None
             )
-        elif self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        elif is_zero3(self.accelerator):
             choice = Choice(
-                PADDED,
-                "padded rows, because sharded weights cannot be checked before training",
-                None,
+                PADDED, "padded rows, because ZeRO-3's shards cannot be checked beforehand", None
             )
         else:
             rows = self.kind.in_order([self.kind.unit(row) for row in self._check_rows()])
@@ -257,8 +273,10 @@ class RoleScoring(TrainerBase):
         rows.sort(key=lambda row: (len(row["prompt_ids"]) < SHORTEST_SHARED, self.kind.read(row)))
         return rows[:CHECK_ROWS]
 
-    def _head_on_triton_or_sharded(self) -> bool:
-        return self.accelerator.device.type == "cuda" or self.is_deepspeed_enabled
+    @property
+    def _edge_logps(self) -> EdgeLogps:
+        on_triton_or_sharded = self.accelerator.device.type == "cuda" or self.is_deepspeed_enabled
+        return trl_edge_logps if on_triton_or_sharded else edge_logps
 
     @torch.no_grad()
     def _score(self, role: str, model: Any, dataset: Dataset) -> tuple[list[Any], ...]:
@@ -266,16 +284,8 @@ class RoleScoring(TrainerBase):
 
         Each rank scores a share of the rows; all ranks return all of them, in the data set's order.
         """
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise MachineError(
-                "Scoring roles needs whole weights on every rank, and this launch shards them "
-                "(DeepSpeed or FSDP). Run the same recipe once on one process to fill the score "
-                "cache in $ALIGN_CACHE, then launch again."
-            )
         if model is not self.model:
-            model = model.to(self.accelerator.device)
-            score = trl_edge_logps if self._head_on_triton_or_sharded() else edge_logps
-            add_edge_head(model.get_base_model() if is_peft_model(model) else model, score)
+            model = self._ready(model)
         kind = self.scored_kind
         keys: list[Any] = [
             # Neighbours share a prompt in a forest, and a length where rows are padded.
@@ -283,7 +293,10 @@ class RoleScoring(TrainerBase):
             for row in kind.id_rows(dataset)
         ]
         order = sorted(range(len(keys)), key=lambda i: (keys[i], i))
-        share = order[self.accelerator.process_index :: self.accelerator.num_processes]
+        # As many for every rank, so that all of them run the same passes; repeats count once.
+        everyone: Any = self.accelerator
+        order += order[:1] * (-len(order) % everyone.num_processes)
+        share = order[everyone.process_index :: everyone.num_processes]
         size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
         was_training = model.training
         model.eval()
@@ -297,18 +310,21 @@ class RoleScoring(TrainerBase):
                     advance(len(rows), tokens=sum(kind.read(row) for row in rows))
         finally:
             model.train(was_training)
-        if self.accelerator.num_processes > 1:
-            found = gather_object(found)
-        found.sort(key=lambda row: row[0])
+        everywhere: Any = gather_object(found) if everyone.num_processes > 1 else found
+        once: dict[int, tuple[Any, ...]] = dict(everywhere)
         columns = range(len(kind.scores.stored))
-        return tuple([cells[column] for _, cells in found] for column in columns)
+        return tuple([once[i][column] for i in range(len(keys))] for column in columns)
 
     def _scored(self, model: Any, rows: list[Any]) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """Place among `rows`, and what is kept of that row, in the passes' order."""
         kind = self.scored_kind
-        parts: Any = self._prepare_inputs({"parts": self._layout.parts(rows, kind)})
-        for part in parts["parts"]:
+        prepared: Any = self._prepare_inputs({"parts": self._layout.parts(rows, kind)})
+        parts = prepared["parts"]
+        sharded = shards_weights(self.accelerator)
+        for number, part in enumerate(same_number(self.accelerator, parts) if sharded else parts):
             logps, _ = self._logps(model, part)
+            if number >= len(parts):
+                continue
             cells = kind.cells(logps, part["sizes"].tolist())
             yield from zip(part["place"].tolist(), cells, strict=True)
 

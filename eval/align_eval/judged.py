@@ -10,14 +10,13 @@ from pydantic import Field
 
 from align.evaluation import Benchmark, Subject
 from align.servers.caller import CachedCaller
-from align.servers.calls import CallStore
+from align.servers.calls import CallStore, calls_file
 from align.servers.endpoint import Endpoint, OpenAICaller
 from align.servers.gate import Limits
 from align_eval.outputs import AnswerSampling, Outputs, in_words, kept_outputs
 
 NonEmpty: TypeAlias = Annotated[str, Field(min_length=1)]
 
-CALLS = "calls.sqlite"
 GENERATED = "generated.jsonl"
 
 
@@ -69,7 +68,7 @@ class JudgedBenchmark(Benchmark):
 
     def measure(self, subject: Subject, folder: Path) -> dict[str, Any]:
         """Judges outputs that are read, or generated once and kept in `folder`."""
-        with CallStore(folder / CALLS) as store:
+        with CallStore(calls_file(folder)) as store:
             caller = CachedCaller(self.judge_caller(), store, self.limits)
             return self.judge(self._outputs(subject, folder), caller, folder)
 

@@ -96,7 +96,7 @@ def _measured(specification: Any, is_checkpointing: bool, setting: Setting) -> d
 def _foretold(model: Any, tokens: int, is_checkpointing: bool) -> int | str:
     """Bytes by `align check`: weights, gradients, activations and logits; no optimizer here."""
     try:
-        from align.app.cost import Parameters, training_memory
+        from align.app.memory import Parameters, training_memory
     except ImportError as error:
         return text_of(error)
     recipe: Any = SimpleNamespace(

@@ -81,7 +81,7 @@ def written(tmp_path: Path, folder: Path, **more: Any) -> Path:
 def test_check_and_train_say_so_before_they_read_rows(tmp_path, folder, more) -> None:
     recipe = written(tmp_path, folder, **more)
     with pytest.raises(RecipeError, match="5e-07 cannot move"):
-        check_recipe(recipe, [], False)
+        check_recipe(recipe, [])
     with pytest.raises(RecipeError, match="5e-07 cannot move"):
         train_recipe(recipe, [], tmp_path / "run", ())
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from align.errors import DataError, MachineError
-from align.servers.calls import Answered, CallStore, key_of
+from align.servers.calls import Answered, CallStore, calls_file, key_of
 
 PARTS = {
     "prompt_bytes": b"What is 1+1?",
@@ -33,6 +33,18 @@ PARTS = {
 def store(tmp_path):
     with CallStore(tmp_path / "calls.sqlite") as store:
         yield store
+
+
+def test_a_shared_folder_can_have_its_store_on_a_local_disk(tmp_path, monkeypatch):
+    monkeypatch.delenv("ALIGN_CALLS", raising=False)
+    one, other = tmp_path / "shared" / "one", tmp_path / "shared" / "other"
+    assert calls_file(one) == one / "calls.sqlite"
+    monkeypatch.setenv("ALIGN_CALLS", str(tmp_path / "local"))
+    assert calls_file(one).parent == calls_file(other).parent == tmp_path / "local"
+    assert calls_file(one) != calls_file(other)
+    assert calls_file(one) == calls_file(one / ".." / "one")
+    with CallStore(calls_file(one)):
+        assert calls_file(one).is_file()
 
 
 def test_the_key_hashes_every_part_with_its_length_before_it():
