@@ -162,7 +162,7 @@ def test_it_passes_the_check_and_runs(
     path: Path, place: Path, served: ServedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = substituted(path, served.url)
-    said = check_recipe(path, [c for c in changes if not c.endswith(".launch=null")], False)
+    said = check_recipe(path, [c for c in changes if not c.endswith(".launch=null")])
     assert said
     nodes = yaml.safe_load(path.read_text())
     kind = "loop" if "rounds" in nodes else kind_of(path)
