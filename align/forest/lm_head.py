@@ -128,13 +128,16 @@ def bent(z: Tensor, scale: float, softcap: float | None) -> Tensor:
 def kept(head: AnyHead) -> AnyHead:
     """A head that goes on computing what this one does now, without gradient.
 
-    A parameter that is later given another tensor (`parameter.data = ...`) changes `head` and not
-    what is returned; one that is changed in place changes both.
+    Of what is trained it has a copy, since that is changed in place.
     """
     if isinstance(head, Head):
-        bias = None if head.bias is None else head.bias.detach()
-        return Head(head.weight.detach(), bias, head.scale, head.softcap)
+        bias = None if head.bias is None else _kept_value(head.bias)
+        return Head(_kept_value(head.weight), bias, head.scale, head.softcap)
     return LayerHead(_KeptLayer(head.layer), head.scale, head.softcap)
+
+
+def _kept_value(value: Tensor) -> Tensor:
+    return value.detach().clone() if value.requires_grad else value.detach()
 
 
 class _KeptLayer(nn.Module):
@@ -146,7 +149,7 @@ class _KeptLayer(nn.Module):
         # In a tuple, so that it is no module of this one: it belongs to its model.
         self._layer = (layer,)
         # Those alone: a quantised weight is more than its tensor.
-        self._values = {n: p.detach() for n, p in layer.named_parameters() if p.requires_grad}
+        self._values = {n: _kept_value(p) for n, p in layer.named_parameters() if p.requires_grad}
 
     def forward(self, states: Tensor) -> Tensor:
         (layer,) = self._layer

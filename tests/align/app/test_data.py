@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.app.check_recipe import check_recipe
+from align.app.check_recipe import Wanted, check_recipe
 from align.app.data import build_data, show_tree
 from align.app.train import train_recipe
 from align.errors import DataError, RecipeError
@@ -138,7 +138,7 @@ def test_a_tree_is_shown_as_text_and_as_html(recipe, tmp_path: Path) -> None:
 
 
 def test_the_dry_run_counts_the_prompts(recipe) -> None:
-    said = check_recipe(recipe(), [], show_example=True)
+    said = check_recipe(recipe(), [], Wanted(example=True))
     assert "stages: mcts; they fit together" in said
     assert "prompts: 12, of which 0 cannot be continued" in said
     assert "<assistant>" in said

@@ -133,10 +133,10 @@ def test_without_these_keys_a_loop_s_stages_keep_their_keys(recipe_of, shop_of) 
 
 def test_check_reads_the_sources(place, policy) -> None:
     path = tiny_loops.write_recipe(place, policy, **changes(place))
-    assert "prompts: 6 in round 1" in check_recipe(path, [], False)
+    assert "prompts: 6 in round 1" in check_recipe(path, [])
     tiny_loops.write_rows(place / "prompts.jsonl", [{"prompt": "abc"}, {"prompt": "abd"}])
     with pytest.raises(Exception, match="has no 'kind'"):
-        check_recipe(path, [], False)
+        check_recipe(path, [])
 
 
 @pytest.mark.parametrize(
