@@ -266,7 +266,7 @@ def test_what_is_saved_is_whole(results, base) -> None:
 
 
 def test_four_bit_weights_are_sharded_and_trained_on(results) -> None:
-    """TRL keeps the adapter in bfloat16, so its steps are equal to that type's rounding."""
+    """The adapter is float32 here, where TRL casts it to bfloat16."""
     pytest.importorskip("bitsandbytes", reason="needs the extra `qlora`")
     one, two = (results[n]["quantised"] for n in (1, 2))
     assert sum("base_layer.weight" in name for name in two["sharded"]) == 2 * 2
@@ -274,7 +274,7 @@ def test_four_bit_weights_are_sharded_and_trained_on(results) -> None:
     for column, cells in one["scores"].items():
         assert flat(two["scores"][column]) == pytest.approx(flat(cells), abs=1e-6), column
     for expected, found in zip(one["history"], two["history"], strict=True):
-        assert_same(found, expected, tolerance=1e-2)
+        assert_same(found, expected, tolerance=2e-6)
 
 
 @pytest.mark.parametrize(
